@@ -1,0 +1,141 @@
+"""One function a task: opens the recipe, calls the rest, prints little."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunestation import closing, listing
+from tunestation.errors import InputError, ReproductionDiffers
+from tunestation.pipeline import lock as locks
+from tunestation.pipeline.plan import plan
+from tunestation.pipeline.run import Done, alone, run
+from tunestation.recipe import loading
+from tunestation.work import Work, open_recipe, pin
+
+
+def recipes(like: str = "") -> None:
+    """List the recipes whose name, summary, model or data contain `like`."""
+    print(listing.recipes(like))
+
+
+def check(name: str, assignments: Sequence[str] = (), resolved: bool = False) -> None:
+    """Tell every problem of a recipe and of its local data; with `resolved` print it with all defaults."""
+    from tunestation.checking import check_data
+
+    work = open_recipe(name, assignments)
+    if resolved:
+        print(loading.resolved(work.recipe), end="")
+        return
+    check_data(work)
+    for source in work.inputs.pending:
+        print(f"not fetched yet: {source}")
+    print(f"{work.path}: no problems.")
+
+
+def status(name: str, assignments: Sequence[str] = ()) -> None:
+    """Say in words what would run and why; touches nothing."""
+    work = open_recipe(name, assignments)
+    print(listing.steps(plan(work.stages, work.shelf)))
+    for source in work.inputs.pending:
+        print(f"{source} has no commit yet: 'invoke pin {work.recipe.name}' asks the hub.")
+
+
+def pin_recipe(name: str) -> None:
+    """Write the commits that the recipe's revisions stand for today into its lock."""
+    work = pin(open_recipe(name), again=True)
+    locks.write(work.lock_path, {"schema_version": 1, "stages": {}} | work.lock | {"resolved": work.pins})
+    for source, commit in sorted(work.pins.items()):
+        print(f"{source} is {commit}")
+    print(f"{work.lock_path}: {len(work.pins)} pinned.")
+
+
+def reproduce(  # noqa: PLR0913  one task, one function
+    name: str,
+    assignments: Sequence[str] = (),
+    until: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    offline: bool = False,
+    update_lock: bool = False,
+    then_chat: bool = False,
+    port: int = 7860,
+) -> None:
+    """Run all that has to be run, compare with the lock, and say what came of it."""
+    work = open_recipe(name, assignments, offline)
+    if dry_run:
+        print(listing.steps(plan(work.until(until), work.shelf, force)))
+        return
+    work = pin(work)
+    stages = work.until(until)
+    done = _run(work, stages, [stage.name for stage in stages] if force else [])
+    print(closing.stages(done))
+    comparisons = _settle(work, until, update_lock)
+    print(closing.results(work))
+    if locks.differs(comparisons):
+        raise ReproductionDiffers("this run does not reproduce its lock.", str(work.lock_path), "See the table; --update-lock accepts it.")
+    if then_chat:
+        chat(name, port, assignments)
+
+
+def _run(work: Work, stages: list, forced: Sequence[str]) -> list[Done]:
+    with alone(work.shelf.folder):
+        return list(run(stages, work.shelf, work.runtime, work.processes, forced))
+
+
+def _settle(work: Work, until: str | None, update_lock: bool) -> list[locks.Comparison]:
+    """Compare with the lock; write it if there is none yet, or if asked to."""
+    records = work.records()
+    if work.overridden:
+        print("\nNot compared with the lock: --set changed the recipe.")
+        return []
+    if update_lock or (not work.lock.get("stages") and until is None):
+        locks.write(work.lock_path, locks.make(records, work.pins, work.shelf.digests.of(work.path), work.lock))
+        print(f"\nLock written: {work.lock_path}")
+        return []
+    comparisons = locks.compare(work.stages, records, work.lock)
+    print(closing.comparisons(comparisons, work.lock_path))
+    return comparisons
+
+
+def stage(name: str, last: str, assignments: Sequence[str] = (), force: bool = False, offline: bool = False) -> None:
+    """Run one stage and whatever it needs."""
+    work = pin(open_recipe(name, assignments, offline))
+    done = _run(work, work.until(last), [last] if force else [])
+    print(closing.stages(done))
+
+
+def verify(name: str) -> None:
+    """Hash every result again and compare with its SHA256SUMS and with the lock."""
+    from tunestation.verifying import damage
+
+    work = open_recipe(name)
+    records = work.records()
+    if not records:
+        raise InputError(f"there is no result of '{work.recipe.name}' to verify.", remedy=f"Run 'invoke reproduce {name}' first.")
+    damage(work, records)
+    comparisons = locks.compare(work.stages, records, work.lock)
+    print(closing.comparisons(comparisons, work.lock_path))
+    if locks.differs(comparisons):
+        raise ReproductionDiffers("the results are not those of the lock.", str(work.lock_path))
+
+
+def chat(name: str, port: int = 7860, assignments: Sequence[str] = (), base: bool = False) -> None:
+    """Open the chat page of a finished recipe on 127.0.0.1 and wait until it is stopped."""
+    from tunestation.talking import page
+
+    page(open_recipe(name, assignments), port, base)
+
+
+def ask(name: str, prompt: str, base: bool = False, assignments: Sequence[str] = ()) -> None:
+    """Print the model's answer to `prompt`, or to each line of the file in `@file`."""
+    from tunestation.talking import answers
+
+    answers(open_recipe(name, assignments), prompt, base)
+
+
+def docs() -> None:
+    """Write the generated pages: the recipe reference and the JSON schema."""
+    from tunestation.reference import write_all
+
+    for path in write_all():
+        print(f"wrote {path}")

@@ -1,0 +1,58 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunestation.pipeline.lock import Comparison
+from tunestation.pipeline.run import Done
+from tunestation.report import duration, table
+from tunestation.work import Work
+
+OUTCOMES = {
+    "skipped": "skipped",
+    "new": "done",
+    "byte-equal": "done again, byte-equal to the result before",
+    "other bytes": "done again, other bytes than the result before",
+}
+
+
+def stages(done: Sequence[Done]) -> str:
+    """A table of what became of each stage."""
+    rows = [(item.step.stage.name, OUTCOMES[item.outcome], duration(item.seconds), str(item.folder)) for item in done]
+    total = duration(sum(item.seconds for item in done))
+    return "\n" + table([*rows, ("all", "", total, "")], ("stage", "outcome", "time", "result"))
+
+
+def comparisons(found: Sequence[Comparison], lock: Path) -> str:
+    """A table of each stage beside the lock, with its verdict."""
+    if not found:
+        return f"\nNothing to compare with {lock}."
+    return "\n" + table([(item.stage, item.verdict, item.reason) for item in found], (f"against {lock.name}", "verdict", "because"))
+
+
+def results(work: Work) -> str:
+    """Metrics of all stages, sample answers before and after, and where the model is."""
+    records = work.records()
+    metrics = [(name, f"{value:.4f}") for record in records.values() for name, value in record["metrics"].items()]
+    lines = ["", table(metrics, ("measured", "value"))] if metrics else []
+    if "train" in records:
+        lines += _samples(work.recipe.evaluate.prompts, records["train"]["observed"]["samples"])
+    if "merge" in records:
+        name = work.recipe.name
+        lines += ["", f"The model: {work.folder('merge')}", f"Chat with it: invoke chat {name}    or: invoke ask {name} \"...\""]
+    return "\n".join(lines)
+
+
+def _samples(prompts: Sequence[str], taken: dict[str, list[str]]) -> list[str]:
+    if not prompts:
+        return []
+    first, *_, last = taken[min(taken, key=int)], taken[max(taken, key=int)]
+    rows = [(prompt, _one_line(before), _one_line(after)) for prompt, before, after in zip(prompts, first, last, strict=True)]
+    return ["", table(rows, ("asked", "before", "after"))]
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 60 else f"{flat[:57]}..."

@@ -1,0 +1,61 @@
+"""Lists of recipes and of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunestation import settings
+from tunestation.errors import InputError
+from tunestation.pipeline import lock as locks
+from tunestation.pipeline.plan import Step
+from tunestation.recipe import loading
+from tunestation.recipe.schema import Recipe
+from tunestation.report import table
+
+
+def recipes(like: str) -> str:
+    """A table of all recipes that mention `like`: summary, model, data, last result."""
+    rows = [_row(path) for path in loading.every(settings.load().recipes)]
+    wanted = [row for row in rows if like.lower() in " ".join(row).lower()]
+    if not wanted:
+        return f"No recipe mentions '{like}'."
+    return table(wanted, ("recipe", "what it does", "model", "data", "last result"))
+
+
+def _row(path: Path) -> tuple[str, ...]:
+    try:
+        recipe = loading.load(path).recipe
+    except InputError as error:
+        return (path.stem, f"cannot be read: {error.problems[0]}", "", "", "")
+    return (recipe.name, recipe.summary, _model(recipe), _data(recipe), _last(path))
+
+
+def _model(recipe: Recipe) -> str:
+    source = recipe.model.source
+    return getattr(source, "repo", None) or getattr(source, "path", None) or source.kind
+
+
+def _data(recipe: Recipe) -> str:
+    return ", ".join(_source(part.source) for part in recipe.data.sources)
+
+
+def _source(source: object) -> str:
+    paths = getattr(source, "paths", None)
+    names = (", ".join(paths) if paths else None, *(getattr(source, name, None) for name in ("repo", "name", "url")))
+    return next(name for name in names if name)
+
+
+def _last(path: Path) -> str:
+    """The metrics of the committed lock, or that there is none."""
+    stages = locks.read(locks.path_of(path)).get("stages", {})
+    metrics = {name: wanted["value"] for entry in stages.values() for name, wanted in entry["metrics"].items()}
+    if not stages:
+        return "never been run"
+    return ", ".join(f"{name} {value:g}" for name, value in metrics.items() if not name.endswith("_base"))
+
+
+def steps(planned: Sequence[Step]) -> str:
+    """A table of what would happen to each stage, and why."""
+    rows = [(step.stage.name, step.action, step.reason, step.key[:12]) for step in planned]
+    return table(rows, ("stage", "would", "why", "key"))

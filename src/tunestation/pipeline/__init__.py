@@ -1,0 +1,1 @@
+"""Stages, keys, records, skipping, running, the lock. Knows nothing of language models."""

@@ -1,0 +1,55 @@
+"""What a stage's child process is given, and what it gives back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tunestation.pipeline.volumes import Volumes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage."""
+
+    stage: str
+    """Name of the stage."""
+    function: str
+    """`module:function` to call as function(params, job) -> Result."""
+    params: dict
+    """The stage's own slice of the recipe, as JSON; the function reads it into its own model."""
+    needs: dict[str, Path]
+    """The published folder of every stage this one needs."""
+    output: Path
+    """Where outputs go: empty, or what an interrupted run of the same key left."""
+    volumes: Volumes
+    """Where references point on this machine."""
+    machine: dict
+    """How this machine does the work (the recipe's `runtime`, offline, processes): in no key."""
+
+    def save(self, path: Path) -> None:
+        """Write as JSON to `path`."""
+        path.write_text(json.dumps(asdict(self), default=str, ensure_ascii=False, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        """Read what `save` wrote."""
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw["needs"] = {name: Path(folder) for name, folder in raw["needs"].items()}
+        raw["volumes"] = Volumes(**{name: Path(folder) for name, folder in raw["volumes"].items()})
+        return cls(**{**raw, "output": Path(raw["output"])})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage reports besides its output files."""
+
+    facts: dict = field(default_factory=dict)
+    """Counts and names that equal inputs must reproduce exactly (rows, tokens, commits)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Measured quality (loss, accuracy), compared within a tolerance."""
+    volumes: dict[str, str] = field(default_factory=dict)
+    """Reference -> SHA-256 of every file on a volume that later stages will read."""
+    observed: dict = field(default_factory=dict)
+    """What is worth keeping but is never compared (sample answers, seconds, memory)."""

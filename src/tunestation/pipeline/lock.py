@@ -1,0 +1,115 @@
+"""The committed lock of a recipe: what a run resolved, made and measured, and how a later run compares with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunestation.pipeline.stage import Stage, differences
+
+Verdict = Literal["exact", "within tolerance", "differs", "not comparable"]
+RELATIVE_TOLERANCE = 0.05
+"""Of a new lock; two kinds of device round differently, and a recipe's author may narrow it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One stage of a run beside the same stage of the lock."""
+
+    stage: str
+    verdict: Verdict
+    reason: str
+
+
+def path_of(recipe: Path) -> Path:
+    """`career.yaml` -> `career.lock.json`."""
+    return recipe.with_suffix(".lock.json")
+
+
+def read(path: Path) -> dict:
+    """The lock at `path`; empty if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write(path: Path, lock: dict) -> None:
+    """Write the lock, complete or not at all, with a line a value so that changes can be read."""
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.write_text(json.dumps(lock, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def entry(record: dict, before: dict | None = None) -> dict:
+    """What the lock keeps of a stage's record; tolerances set by hand in `before` stay."""
+    kept = (before or {}).get("metrics", {})
+    metrics = {
+        name: {"value": value, "tolerance": kept.get(name, {}).get("tolerance", RELATIVE_TOLERANCE)}
+        for name, value in record["metrics"].items()
+    }
+    shared = {name: record[name] for name in ("key", "tools", "needs", "outputs", "facts", "volumes")}
+    return shared | {"metrics": metrics, "kind": record["machine"]["kind"]}
+
+
+def make(records: Mapping[str, dict], resolved: dict, recipe_digest: str, before: dict) -> dict:
+    """A new lock from the records of a complete run; `before` is the lock that it replaces."""
+    stages = {name: entry(record, before.get("stages", {}).get(name)) for name, record in records.items()}
+    last = list(records.values())[-1]
+    return {
+        "schema_version": 1,
+        "recipe_sha256": recipe_digest,
+        "resolved": resolved,
+        "stages": stages,
+        "recorded_on": last["machine"],
+    }
+
+
+def compare(stages: list[Stage], records: Mapping[str, dict], lock: dict) -> list[Comparison]:
+    """Each stage of a run against the lock, in order."""
+    locked = lock.get("stages", {})
+    return [_compare(stage, records[stage.name], locked.get(stage.name)) for stage in stages if stage.name in records]
+
+
+def _compare(stage: Stage, record: dict, locked: dict | None) -> Comparison:
+    if locked is None:
+        return Comparison(stage.name, "not comparable", "the lock has no such stage")
+    if record["key"] != locked["key"]:
+        return Comparison(stage.name, "not comparable", _why_keys_differ(record, locked))
+    if record["outputs"] == locked["outputs"]:
+        return Comparison(stage.name, "exact", "bit-equal")
+    if record["needs"] == locked["needs"] and (stage.exact or record["machine"]["kind"] == locked["kind"]):
+        return Comparison(stage.name, "differs", "other bytes from equal inputs, versions and kind of device")
+    return _compare_measures(stage, record, locked)
+
+
+def _why_keys_differ(record: dict, locked: dict) -> str:
+    versions = differences(locked["tools"], record["tools"])
+    return f"other versions: {'; '.join(versions)}" if versions else "other settings, data or earlier stages"
+
+
+def _compare_measures(stage: Stage, record: dict, locked: dict) -> Comparison:
+    facts = differences(locked["facts"], record["facts"])
+    if facts:
+        return Comparison(stage.name, "differs", f"facts: {'; '.join(facts[:3])}")
+    gaps = {name: _gap(record["metrics"].get(name), wanted) for name, wanted in locked["metrics"].items()}
+    outside = [f"{name} is off by {gap:.2%}" for name, (gap, allowed) in gaps.items() if not gap <= allowed]
+    if outside:
+        return Comparison(stage.name, "differs", "; ".join(outside))
+    worst = max((gap for gap, _ in gaps.values()), default=None)
+    if worst is None:
+        return Comparison(stage.name, "within tolerance", "other bytes, on another kind of device or from inputs within tolerance")
+    return Comparison(stage.name, "within tolerance", f"metrics within {worst:.2%}")
+
+
+def _gap(value: float | None, wanted: dict) -> tuple[float, float]:
+    """Relative distance from the locked value, and what is allowed; a missing metric is infinitely far."""
+    if value is None:
+        return float("inf"), wanted["tolerance"]
+    scale = max(abs(wanted["value"]), 1e-12)
+    return abs(value - wanted["value"]) / scale, wanted["tolerance"]
+
+
+def differs(comparisons: list[Comparison]) -> bool:
+    """Whether the run failed to reproduce its lock."""
+    return any(comparison.verdict == "differs" for comparison in comparisons)

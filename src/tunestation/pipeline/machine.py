@@ -1,0 +1,60 @@
+"""What this machine is: written beside results as information, and the world size of training."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from tunestation.pipeline.stage import tool_versions
+from tunestation.settings import visible_gpus_variable
+
+STACK = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "datasets", "tokenizers", "safetensors", "gradio")
+
+
+@cache
+def gpus() -> tuple[str, ...]:
+    """Names and driver of the visible NVIDIA GPUs, through nvidia-smi; empty without any (or with CUDA_VISIBLE_DEVICES empty)."""
+    tool = shutil.which("nvidia-smi")
+    if not tool or visible_gpus_variable() == "":
+        return ()
+    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False)
+    names = tuple(line.strip() for line in lines.stdout.splitlines() if line.strip()) if lines.returncode == 0 else ()
+    chosen = visible_gpus_variable()
+    return names[: len(chosen.split(","))] if chosen else names
+
+
+@cache
+def processor() -> str:
+    """The CPU in so much detail as can change the last bits: model, instruction sets, count of cores."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    fields = dict(re.findall(r"^(vendor_id|cpu family|model|model name|stepping|flags)\s*: (.*)$", text, re.M))
+    wide = [flag for flag in fields.get("flags", "").split() if re.match(r"avx2$|avx512f$|avx512_bf16$|amx_bf16$|fma$", flag)]
+    name = fields.get("model name", platform.processor() or platform.machine())
+    detail = "/".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return f"{name} ({detail}; {' '.join(sorted(set(wide)))}; {os.cpu_count()} cores)"
+
+
+def kind(processes: int) -> str:
+    """Kind of device and world size: two results of one kind and equal inputs must have equal bytes."""
+    names = gpus()
+    device = names[0].rsplit(",", 1)[0] if names else processor()
+    return f"{processes} x {device}"
+
+
+def describe(processes: int) -> dict:
+    """What is written beside a result, and never compared."""
+    return {
+        "kind": kind(processes),
+        "gpus": list(gpus()),
+        "processor": processor(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": tool_versions(STACK),
+    }

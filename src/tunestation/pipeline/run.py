@@ -1,0 +1,126 @@
+"""Runs a plan: one child process a stage, results published by one rename, one run of a recipe at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from tunestation.errors import TunestationError
+from tunestation.pipeline import machine
+from tunestation.pipeline.child import write_json
+from tunestation.pipeline.digest import RECORD, write_sums
+from tunestation.pipeline.job import Job
+from tunestation.pipeline.plan import Step, decide
+from tunestation.pipeline.process import run_child
+from tunestation.pipeline.shelf import Shelf
+from tunestation.pipeline.stage import Stage, keys, tool_versions
+
+Outcome = Literal["skipped", "new", "byte-equal", "other bytes"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one stage."""
+
+    step: Step
+    outcome: Outcome
+    """`byte-equal` and `other bytes` compare with the result that this key had before."""
+    seconds: float
+    folder: Path
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a recipe's run folder. Raises TunestationError if another run holds it or it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        what, remedy = f"another run of this recipe is going on in {folder}.", "Wait for it, or stop it first."
+        raise TunestationError(what, remedy=remedy) from None
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unwritable(folder: Path, error: OSError) -> TunestationError:
+    """The message for a run volume that takes no files."""
+    what = f"results cannot be written to {folder} ({error.strerror})."
+    return TunestationError(what, remedy="Make the folder writable, free some space, or point TUNE_RUNS elsewhere.")
+
+
+def run(stages: Sequence[Stage], shelf: Shelf, runtime: dict, processes: int, forced: Sequence[str] = ()) -> Iterator[Done]:
+    """Run what has to run, stage by stage; each is decided when its turn comes, after the ones it needs."""
+    found = keys(stages)
+    for stage in stages:
+        step = decide(stage, found, shelf, stage.name in forced)
+        start = time.monotonic()
+        if step.action == "skip":
+            yield Done(step, "skipped", 0.0, shelf.published(stage.name, step.key))
+            continue
+        print(f"\n[{stage.name}] {step.action}: {step.reason}", flush=True)
+        yield _run_step(step, found, shelf, runtime, processes, start)
+
+
+def _run_step(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, processes: int, start: float) -> Done:
+    stage, before = step.stage, shelf.outputs(step.stage.name, step.key)
+    partial = shelf.partial(stage.name, step.key)
+    try:
+        if step.action == "run":
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        result = _call(step, found, shelf, runtime, processes)
+        outputs = write_sums(partial, stage.unchecked)
+        write_json(partial / RECORD, _record(step, found, shelf, result, outputs, time.monotonic() - start, processes))
+        folder = shelf.publish(stage.name, step.key)
+    except OSError as error:
+        raise unwritable(shelf.folder, error) from None
+    outcome: Outcome = "new" if before is None else "byte-equal" if before == outputs else "other bytes"
+    return Done(step, outcome, time.monotonic() - start, folder)
+
+
+def _call(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, processes: int) -> dict:
+    stage = step.stage
+    job = Job(
+        stage=stage.name,
+        function=stage.function,
+        params=stage.params,
+        needs={name: shelf.published(name, found[name]) for name in stage.needs},
+        output=shelf.partial(stage.name, step.key),
+        volumes=shelf.volumes,
+        machine=runtime | {"logs": str(shelf.logs(stage.name, step.key))},
+    )
+    return run_child(stage, job, shelf.logs(stage.name, step.key), shelf.volumes.cache, processes)
+
+
+def _record(step: Step, found: dict[str, str], shelf: Shelf, result: dict, outputs: str, seconds: float, processes: int) -> dict:
+    stage = step.stage
+    return {
+        "stage": stage.name,
+        "key": step.key,
+        "params": stage.params,
+        "tools": tool_versions(stage.tools),
+        "needs": {name: shelf.outputs(name, found[name]) for name in stage.needs},
+        "outputs": outputs,
+        **result,
+        "seconds": round(seconds, 1),
+        "finished": time.time(),
+        "machine": machine.describe(processes),
+    }
+
+
+def read_record(folder: Path) -> dict:
+    """The record of a published folder."""
+    return json.loads((folder / RECORD).read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Recipes: what a recipe file may say (`schema`) and how one is read (`loading`)."""

@@ -1,0 +1,141 @@
+"""Turns pydantic's findings into sentences with a line, the nearest valid key and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from tunestation.errors import Problem
+from tunestation.recipe.document import Document, Key
+from tunestation.recipe.schema import Recipe
+
+
+def problems_of(error: ValidationError, document: Document) -> list[Problem]:
+    """One problem for each wrong place of the file, in the order of its lines."""
+    plain = document.plain()
+    found: dict[tuple[Key, ...], Problem] = {}
+    for details in _without_echoes(error.errors()):
+        keys = _keys(details["loc"], plain)
+        for problem in _problems(details, keys, document):
+            found.setdefault((*keys, problem.what), problem)
+    return _merge(list(found.values()))
+
+
+def _merge(problems: list[Problem]) -> list[Problem]:
+    """Sorted by line; the alternatives of a union at one place would otherwise be told twice."""
+    return sorted(dict.fromkeys(problems), key=lambda problem: _line(problem.where))
+
+
+def _line(where: str) -> int:
+    tail = where.rpartition(":")[2]
+    return int(tail) if tail.isdigit() else 0
+
+
+def _without_echoes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """A list is called too short when its items are wrong: the items' own problems say it better."""
+    locations = [details["loc"] for details in errors]
+
+    def echo(details: ErrorDetails) -> bool:
+        here = details["loc"]
+        return details["type"] == "too_short" and any(loc[: len(here)] == here and len(loc) > len(here) for loc in locations)
+
+    return [details for details in errors if not echo(details)]
+
+
+def _keys(loc: tuple[Key, ...], plain: Any) -> tuple[Key, ...]:
+    """The place in the file: `loc` without the tags that pydantic adds for unions."""
+    keys: list[Key] = []
+    node = plain
+    for index, part in enumerate(loc):
+        inside = (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int) and part < len(node))
+        if inside:
+            keys.append(part)
+            node = node[part]
+        elif index == len(loc) - 1 and isinstance(node, dict):
+            keys.append(part)
+    return tuple(keys)
+
+
+def dotted(keys: tuple[Key, ...]) -> str:
+    """`data.sources[0].format`."""
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text
+
+
+def _problems(details: ErrorDetails, keys: tuple[Key, ...], document: Document) -> list[Problem]:
+    kind, name = details["type"], dotted(keys)
+    if kind == "value_error" and not keys:
+        return [_clash(line, document) for line in str(details["ctx"]["error"]).split("\n")]
+    where = document.where(keys)
+    if kind == "extra_forbidden":
+        return [Problem(f"{name} is not a field.", where, _suggestion(str(keys[-1]), _fields(details["loc"][:-1])))]
+    if kind == "missing":
+        return [Problem(f"{name} is missing.", where, _description(details["loc"]))]
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        return [_tag_problem(details, name, where)]
+    return [Problem(f"{name} {_sentence(details)}", where)]
+
+
+def _clash(line: str, document: Document) -> Problem:
+    field, _, sentence = line.partition("|")
+    return Problem(f"{field}: {sentence}", document.where(tuple(field.split("."))))
+
+
+def _tag_problem(details: ErrorDetails, name: str, where: str) -> Problem:
+    expected = [tag.strip(" '") for tag in details["ctx"].get("expected_tags", "").split(",") if tag.strip()]
+    if details["type"] == "union_tag_not_found":
+        choices = list(_node(details["loc"]).get("discriminator", {}).get("mapping", {}))
+        return Problem(f"{name}.kind is missing.", where, f"Choose one of: {', '.join(choices)}.")
+    tag = str(details["ctx"]["tag"])
+    return Problem(f"{name}.kind '{tag}' is not known.", where, _suggestion(tag, expected))
+
+
+def _sentence(details: ErrorDetails) -> str:
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    value = details["input"]
+    shown = "" if isinstance(value, (dict, list)) else f", not {value!r}"
+    if details["type"] == "value_error":
+        return f"({value!r}) {message}"
+    return f"{message[0].lower()}{message[1:]}{shown}.".replace("should", "must").replace("valid array", "list")
+
+
+def _suggestion(word: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(word, choices, 1, 0.6)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    return f"Choose from: {', '.join(choices)}." if choices else "Remove it."
+
+
+def _node(loc: tuple[Key, ...]) -> dict:
+    """The JSON schema at `loc`."""
+    schema = Recipe.model_json_schema()
+    node = schema
+    for part in loc:
+        node = _deref(_step(node, part), schema)
+    return node
+
+
+def _step(node: dict, part: Key) -> dict:
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    if part in mapping:
+        return {"$ref": mapping[part]}
+    if isinstance(part, int):
+        return node.get("items", {})
+    return node.get("properties", {}).get(part, {})
+
+
+def _deref(node: dict, schema: dict) -> dict:
+    return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+
+
+def _fields(loc: tuple[Key, ...]) -> list[str]:
+    return list(_node(loc).get("properties", {}))
+
+
+def _description(loc: tuple[Key, ...]) -> str:
+    return str(_node(loc[:-1]).get("properties", {}).get(loc[-1], {}).get("description", "")).split("\n")[0]

@@ -1,0 +1,159 @@
+"""The whole recipe: what a file below recipes/ may say."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tunestation.recipe.base import Fraction, Name, Part, Positive, RelativePath
+from tunestation.recipe.data import Data
+from tunestation.recipe.sources import FileSource, GeneratorSource, ModelSource, NewModel
+from tunestation.recipe.train import Train
+
+
+class Model(Part):
+    """The model to start from."""
+
+    source: ModelSource
+    """Where it is."""
+
+
+class Check(Part):
+    """Questions with known answers, asked of the merged model and of the untuned one."""
+
+    name: Name
+    """Names the accuracy in the lock."""
+    source: Annotated[FileSource | GeneratorSource, Field(discriminator="kind")]
+    """Rows `{"prompt", "answer"}` (match: exact) or `{"prompt", "contains": [...]}` (match: contains)."""
+    match: Literal["exact", "contains"] = "exact"
+    """exact: the answer, letter for letter; contains: every listed text occurs in the answer."""
+    variables: dict[str, str] = {}
+    """Values for placeholders such as `{{name}}` in the rows' texts."""
+    at_least: Fraction = 0.0
+    """Share of right answers below which the stage fails."""
+    at_least_of_base: Fraction = 0.0
+    """The same, as a share of the untuned model's accuracy."""
+
+
+class Evaluate(Part):
+    """What is watched during training, and what the result must be able to do."""
+
+    fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the conversations held out of training for a real loss; 0 holds out none."""
+    prompts: tuple[str, ...] = ()
+    """Questions answered before, during and after training, kept in the record."""
+    system: str | None = None
+    """System text of these questions."""
+    every_steps: Positive = 500
+    """Optimizer steps between evaluations."""
+    max_new_tokens: Positive = 100
+    """Longest sample answer, in tokens."""
+    checks: tuple[Check, ...] = ()
+    """Asked after the merge."""
+
+
+class Export(Part):
+    """The merged model folder."""
+
+    checkpoint: Literal["last", "best"] = "last"
+    """best: lowest held-out loss; needs `evaluate.fraction`."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the merged weights."""
+    shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(MB|GB)$")] = "2GB"
+    """Largest weight file."""
+
+
+class Generation(Part):
+    """How answers are drawn on the page and in the terminal."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.1
+    """0 always takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Smallest set of tokens with this share of probability."""
+    top_k: Annotated[int, Field(ge=0)] = 40
+    """Likeliest tokens considered; 0 considers all."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 discourages repetition."""
+    max_new_tokens: Positive = 512
+    """Longest answer, in tokens."""
+
+
+class Chat(Part):
+    """The chat page. In no key: changing it runs nothing again."""
+
+    title: str = ""
+    """Heading of the page; the recipe's name when empty."""
+    system: str | None = None
+    """System text of every conversation."""
+    generation: Generation = Generation()
+    """How answers are drawn."""
+
+
+class Runtime(Part):
+    """How this machine does the work. In no key: it does not change what is learned."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients, 3 weights as well; 0 shards nothing."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep optimizer states (stage 1 and up), or weights as well (stage 3), in host memory."""
+    deepspeed_config: RelativePath | None = None
+    """A DeepSpeed JSON of your own beside the recipe; refused where it contradicts the recipe."""
+    micro_batch_size: Positive = 1
+    """Packs (or rows) that go through one GPU at once; divides `train.global_batch_size`."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, a third more work."""
+    min_gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """What the recipe was made for; a smaller GPU is warned about before training."""
+
+
+class Recipe(Part):
+    """One fine-tuning, from data to chat page."""
+
+    schema_version: Literal[1]
+    """Version of this format."""
+    name: Name
+    """Names the results; the file is called the same."""
+    summary: str
+    """One line for `invoke recipes`."""
+    model: Model
+    """What to start from."""
+    data: Data
+    """What to learn from."""
+    template: str = "auto"
+    """Chat template: `auto` is the model's own; or one of the built-in names."""
+    train: Train = Train()
+    """How to learn."""
+    evaluate: Evaluate = Evaluate()
+    """What to watch and to demand."""
+    export: Export = Export()
+    """What to write."""
+    chat: Chat = Chat()
+    """The page."""
+    runtime: Runtime = Runtime()
+    """This machine."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        wrong = [sentence for clash, sentence in self._clashes() if clash]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _clashes(self) -> list[tuple[bool, str]]:
+        new, source = isinstance(self.model.source, NewModel), self.model.source
+        batch, micro = self.train.global_batch_size, self.runtime.micro_batch_size
+        return [
+            (new and self.train.method != "full", "train.method|a model of kind 'new' has no weights to adapt. Set train.method to 'full'."),
+            (new and self.template == "auto", "template|a model of kind 'new' has no template of its own. Name one, as 'chatml'."),
+            (new and source.hidden_size % source.num_attention_heads, "model.source.num_attention_heads|does not divide hidden_size."),
+            (
+                new and source.num_attention_heads % source.num_key_value_heads,
+                "model.source.num_key_value_heads|does not divide num_attention_heads.",
+            ),
+            (self.export.checkpoint == "best" and not self.evaluate.fraction, "export.checkpoint|'best' needs evaluate.fraction above 0."),
+            (batch % micro, f"runtime.micro_batch_size|{micro} does not divide train.global_batch_size {batch}."),
+            (
+                self.runtime.offload == "all" and self.runtime.zero_stage != 3,
+                "runtime.offload|'all' needs runtime.zero_stage 3; stages 1 and 2 can offload the 'optimizer' only.",
+            ),
+            (self.runtime.offload == "optimizer" and self.runtime.zero_stage == 0, "runtime.offload|needs runtime.zero_stage 1, 2 or 3."),
+        ]

@@ -1,0 +1,84 @@
+"""Where things are on this machine, from TUNE_* variables. The only module that reads os.environ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunestation.errors import InputError
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""The checkout: the folder of tasks.py and recipes/."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The volumes and switches of this machine. No recipe holds any of these."""
+
+    models: Path
+    """TUNE_MODELS: fetched models, as plain files."""
+    datasets: Path
+    """TUNE_DATASETS: fetched data and the user's own files; only `fetch` writes here."""
+    runs: Path
+    """TUNE_RUNS: results, one folder a recipe."""
+    cache: Path
+    """TUNE_CACHE: what can be made again."""
+    recipes: Path
+    """TUNE_RECIPES: where a bare recipe name is looked up."""
+    offline: bool = False
+    """TUNE_OFFLINE=1 or `--offline`: touch no network; only what is on the volumes."""
+    processes: int | None = None
+    """TUNE_PROCESSES: training processes on this machine; default: one a visible GPU, else one."""
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read TUNE_* variables (`environ` defaults to the process's own). Raises InputError on a bad value."""
+    env = os.environ if environ is None else environ
+    home = Path(env.get("TUNE_HOME", PROJECT / "volumes"))
+
+    def folder(name: str, default: Path) -> Path:
+        return Path(env.get(name) or default).expanduser().absolute()
+
+    return Settings(
+        models=folder("TUNE_MODELS", home / "models"),
+        datasets=folder("TUNE_DATASETS", home / "datasets"),
+        runs=folder("TUNE_RUNS", home / "runs"),
+        cache=folder("TUNE_CACHE", home / "cache"),
+        recipes=folder("TUNE_RECIPES", PROJECT / "recipes"),
+        offline=env.get("TUNE_OFFLINE", "") not in ("", "0"),
+        processes=_count(env, "TUNE_PROCESSES"),
+    )
+
+
+def _count(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name, "")
+    if text and (not text.isdigit() or int(text) < 1):
+        raise InputError(f"{name} is '{text}', which is not a count.", "environment", "Set it to 1 or more, or unset it.")
+    return int(text) if text else None
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a stage's child process: this one, with `extra` on top."""
+    return {**os.environ, **extra}
+
+
+def visible_gpus_variable() -> str | None:
+    """The value of CUDA_VISIBLE_DEVICES, None when unset."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def rank() -> int:
+    """This process's rank among the training processes; 0 outside torch.distributed.run."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process's rank among those of this machine: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

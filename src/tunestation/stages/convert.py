@@ -1,0 +1,74 @@
+"""convert: picks a checkpoint and writes a clean PEFT adapter (or, after full training, clean weights)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tunestation.errors import TunestationError
+from tunestation.pipeline.job import Job, Result
+from tunestation.training import checkpoints
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def run(params: dict, job: Job) -> Result:
+    """Write adapter_model.safetensors and adapter_config.json, or model.safetensors; all tensors finite, names sorted."""
+    checkpoint = pick(job.needs["train"] / "checkpoints", params["checkpoint"])
+    adapter = (checkpoint / ADAPTER_CONFIG).is_file()
+    source = checkpoint / ADAPTER if adapter else checkpoint
+    tensors = read_checked(source)
+    save_file(tensors, job.output / (ADAPTER if adapter else "model.safetensors"), metadata={"format": "pt"})
+    if adapter:
+        manifest = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))
+        config = clean_config(json.loads((checkpoint / ADAPTER_CONFIG).read_text(encoding="utf-8")), manifest["model"])
+        _write_json(job.output / ADAPTER_CONFIG, config)
+    else:
+        _write_json(job.output / "config.json", json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    weights = sum(tensor.numel() for tensor in tensors.values())
+    print(f"  {checkpoint.name}: {len(tensors)} tensors, {weights:,} weights, all finite", flush=True)
+    return Result(facts={"checkpoint": checkpoint.name, "tensors": len(tensors), "weights": weights, "adapter": adapter})
+
+
+def pick(folder: Path, which: str) -> Path:
+    """The `last` or `best` complete checkpoint below `folder`."""
+    every = checkpoints.complete(folder)
+    if not every:
+        raise TunestationError(f"there is no complete checkpoint in {folder}.", remedy="Train again: invoke train RECIPE --force")
+    return checkpoints.best_of(every) if which == "best" else every[-1]
+
+
+def read_checked(source: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, or of those in a folder, sorted by name. Raises if one is empty or not finite."""
+    files = [source] if source.suffix == ".safetensors" else sorted(source.glob("*.safetensors"))
+    try:
+        tensors = {name: tensor for file in files for name, tensor in _read(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise TunestationError(f"the weights of the checkpoint cannot be read: {error}", str(source), "Train again with --force.") from None
+    if not tensors:
+        raise TunestationError("the checkpoint holds no weights.", str(source), "Train again with --force.")
+    bad = [name for name, tensor in tensors.items() if tensor.numel() == 0 or not torch.isfinite(tensor).all()]
+    if bad:
+        what = f"{len(bad)} of {len(tensors)} tensors are empty or not finite, first {bad[0]}."
+        raise TunestationError(what, str(source), "Lower train.learning_rate and train again.")
+    return dict(sorted(tensors.items()))
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    with safe_open(file, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}
+
+
+def clean_config(config: dict, model: dict) -> dict:
+    """The adapter's configuration with its base named by hub id and commit, and lists in one order."""
+    named = model.get("repo") or model["ref"]
+    lists = {name: sorted(value) for name, value in config.items() if isinstance(value, list)}
+    return config | lists | {"base_model_name_or_path": named, "revision": model.get("commit"), "inference_mode": True}
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,102 @@
+"""What the sources of a recipe stand for today: commits of hub repositories, digests of local files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tunestation.errors import Problem
+from tunestation.pipeline.digest import Digests
+from tunestation.pipeline.volumes import Volumes
+from tunestation.recipe.schema import Recipe
+from tunestation.recipe.sources import FileSource, FolderModel, GeneratorSource, HubModel, HubSource, UrlSource
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The outside world of a recipe, as far as it shapes results."""
+
+    model_commit: str | None
+    """Commit of a hub model; None while it is not pinned."""
+    model_ref: str | None
+    """Reference of a model folder."""
+    fetched: tuple[dict, ...]
+    """What `fetch` brings, one a data part."""
+    parts: tuple[dict, ...]
+    """Files (with digests) or generator of each data part; empty where `fetch` brings them."""
+    checks: tuple[dict, ...]
+    """The same for each check of the evaluation."""
+    problems: tuple[Problem, ...]
+    """Local files and folders that are not there."""
+    pending: tuple[str, ...]
+    """What the hubs have to be asked for before keys are final, in words."""
+
+
+Where = Callable[[tuple[str | int, ...]], str]
+"""Turns the place of a field into `file:line`."""
+
+
+def look(recipe: Recipe, where: Where, pins: dict, volumes: Volumes, digests: Digests) -> Inputs:
+    """Find and digest what `recipe` names; `pins` maps `pin_name(source)` to a commit. Touches no network."""
+    problems: list[Problem] = []
+    sources = [part.source for part in recipe.data.sources]
+    parts = [_local(source, where(("data", "sources", n, "source")), volumes, digests, problems) for n, source in enumerate(sources)]
+    checks = recipe.evaluate.checks
+    asked = [
+        _local(check.source, where(("evaluate", "checks", n, "source")), volumes, digests, problems) for n, check in enumerate(checks)
+    ]
+    model = recipe.model.source
+    return Inputs(
+        model_commit=pins.get(pin_name(model)) if isinstance(model, HubModel) else None,
+        model_ref=_folder(model, where(("model", "source")), volumes, problems) if isinstance(model, FolderModel) else None,
+        fetched=tuple(_to_fetch(source, pins) for source in sources),
+        parts=tuple(parts),
+        checks=tuple(asked),
+        problems=tuple(problems),
+        pending=tuple(pin_name(source) for source in hub_sources(recipe) if pin_name(source) not in pins),
+    )
+
+
+def hub_sources(recipe: Recipe) -> list[HubModel | HubSource]:
+    """Everything of a recipe that lies on a hub."""
+    every: Sequence[object] = [recipe.model.source, *(part.source for part in recipe.data.sources)]
+    return [source for source in every if isinstance(source, (HubModel, HubSource))]
+
+
+def pin_name(source: HubModel | HubSource) -> str:
+    """How a lock calls a hub source: `model huggingface:owner/name@main`."""
+    kind = "model" if isinstance(source, HubModel) else "dataset"
+    return f"{kind} {source.hub}:{source.repo}@{source.revision}"
+
+
+def _to_fetch(source: object, pins: dict) -> dict:
+    if isinstance(source, HubSource):
+        commit = pins.get(pin_name(source), source.revision)
+        return {"kind": "hub", "hub": source.hub, "repo": source.repo, "commit": commit, "files": list(source.files)}
+    if isinstance(source, UrlSource):
+        return {"kind": "url", "url": source.url, "sha256": source.sha256}
+    return {"kind": "local"}
+
+
+def _local(source: object, where: str, volumes: Volumes, digests: Digests, problems: list[Problem]) -> dict:
+    if isinstance(source, GeneratorSource):
+        return {"files": [], "generator": source.model_dump(exclude={"kind"})}
+    if not isinstance(source, FileSource):
+        return {"files": [], "generator": None}
+    files = []
+    for path in source.paths:
+        ref = volumes.find(path, "recipe", "datasets")
+        if ref is None or not volumes.path(ref).is_file():
+            remedy = f"It was looked for in {volumes.recipe} and in {volumes.datasets} (TUNE_DATASETS)."
+            problems.append(Problem(f"there is no file '{path}'.", where, remedy))
+        else:
+            files.append({"ref": ref, "sha256": digests.of(volumes.path(ref))})
+    return {"files": files, "generator": None}
+
+
+def _folder(source: FolderModel, where: str, volumes: Volumes, problems: list[Problem]) -> str | None:
+    ref = volumes.find(source.path, "recipe", "models")
+    if ref is None:
+        remedy = f"It was looked for in {volumes.recipe} and in {volumes.models} (TUNE_MODELS)."
+        problems.append(Problem(f"there is no model folder '{source.path}'.", where, remedy))
+    return ref

@@ -1,0 +1,169 @@
+"""train: the model learns from the prepared rows, under DeepSpeed, in one process a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from transformers import set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_pt_utils import get_model_param_count
+
+from tunestation.chat.generate import batch_answers
+from tunestation.errors import InputError, Interrupted, TunestationError
+from tunestation.pipeline.job import Job, Result
+from tunestation.pipeline.process import STOP
+from tunestation.settings import world_size
+from tunestation.training import checkpoints, model as models, zero
+from tunestation.training.batches import Collate, Visits, load_rows
+from tunestation.training.callbacks import Samples, StopOnRequest, Watch, memory_gb
+from tunestation.training.order import Order, draw, tokens_by_step
+from tunestation.training.trainer import RecipeTrainer, arguments
+
+CHECKPOINTS = "checkpoints"
+
+
+def run(params: dict, job: Job) -> Result:
+    """Train; the output folder holds checkpoints/, samples.json and logs/ (TensorBoard)."""
+    settings, machine = params["settings"], job.machine
+    _leave_out_shared_memory_op()
+    _refuse_optimizer(settings["optimizer"])
+    accumulation = accumulation_steps(settings["global_batch_size"], machine["micro_batch_size"], world_size())
+    config = _zero_config(job, settings, accumulation)
+    rows, held_out = load_rows(job.needs["prepare"] / "train"), load_rows(job.needs["prepare"] / "held_out")
+    order = draw(len(rows), settings["epochs"], settings["global_batch_size"], settings["seed"])
+    every = params["samples"]["every_steps"] if len(held_out) else None
+    # before the model: it tells transformers whether weights are to be sharded while they are loaded (ZeRO-3)
+    args = arguments(settings, order.steps, machine["micro_batch_size"], accumulation, config, job.output, every)
+    tokenizer = models.load_tokenizer(job.needs["prepare"] / "tokenizer")
+    set_seed(settings["seed"])
+    model = _build(params, job, tokenizer, config)
+    zero.set_buckets(config, models.trainable(model))
+    trainer = _trainer(params, job, model, tokenizer, args, rows, held_out, order)
+    return _train(trainer, job, order)
+
+
+def _leave_out_shared_memory_op() -> None:
+    """On a CPU DeepSpeed would compile a C++ all-reduce for 40 s at its first start; gloo does the same without a compiler."""
+    from deepspeed.ops import __compatible_ops__ as compatible
+
+    compatible["deepspeed_shm_comm"] = False
+
+
+def accumulation_steps(global_batch_size: int, micro: int, world: int) -> int:
+    """Micro-batches that each process adds up in a step. Raises InputError if the batch cannot be shared evenly."""
+    if global_batch_size % (micro * world):
+        what = f"train.global_batch_size {global_batch_size} cannot be shared by {world} process(es) with micro batches of {micro}."
+        raise InputError(what, remedy="Change runtime.micro_batch_size, or set TUNE_PROCESSES.")
+    return global_batch_size // (micro * world)
+
+
+def _refuse_optimizer(name: str) -> None:
+    if name != "adamw" and not torch.cuda.is_available():
+        raise InputError(f"train.optimizer '{name}' needs a CUDA GPU, and there is none.", remedy="Use adamw (--set train.optimizer=adamw).")
+
+
+def _zero_config(job: Job, settings: dict, accumulation: int) -> dict:
+    machine = job.machine
+    made = zero.make(
+        machine["zero_stage"], machine["offload"], machine["micro_batch_size"], accumulation, settings["max_grad_norm"]
+    )
+    own = machine["deepspeed_config"]
+    return zero.merge_users(job.volumes.path(f"recipe:{own}"), made) if own else made
+
+
+def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.Module:
+    settings, sharded = params["settings"], config["zero_optimization"]["stage"] == 3
+    if params["new_model"]:
+        model = models.new_model(params["new_model"], tokenizer)
+    else:
+        manifest = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))
+        quantise = settings["base"] if settings["method"] == "qlora" else None
+        model = models.load_base(job.volumes.path(manifest["model"]["ref"]), quantise, sharded)
+    model.config.use_cache = False
+    if job.machine["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings["method"] != "full":
+        model = models.add_adapters(model, settings["lora"])
+    print(f"  {models.trainable(model):,} of {get_model_param_count(model):,} weights learn, on {models.device()}", flush=True)
+    return model
+
+
+def _trainer(params, job, model, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:  # noqa: ANN001, PLR0913
+    settings, samples = params["settings"], params["samples"]
+    tokens = tokens_by_step(order, [len(ids) for ids in rows["input_ids"]], settings["global_batch_size"])
+    talk = [[*_system(samples), {"role": "user", "content": prompt}] for prompt in samples["prompts"]]
+    callbacks = [
+        TensorBoardCallback(SummaryWriter(log_dir=str(job.output / "logs"))),
+        Watch(tokens, order.steps),
+        Samples(lambda: batch_answers(model, tokenizer, talk, samples["max_new_tokens"]) if talk else [], samples["every_steps"], job.output / "samples.json"),
+        StopOnRequest(stop_file(job)),
+    ]
+    return RecipeTrainer(
+        folder=job.output / CHECKPOINTS,
+        keep=settings["keep"],
+        zero_stage=job.machine["zero_stage"],
+        held_out=[held_out[index] for index in range(len(held_out))],
+        collate=Collate(tokenizer.pad_token_id),
+        model=model,
+        args=args,
+        train_dataset=Visits(rows, order.visits),
+        eval_dataset=held_out,
+        callbacks=callbacks,
+    )
+
+
+def _system(samples: dict) -> list[dict]:
+    return [{"role": "system", "content": samples["system"]}] if samples["system"] else []
+
+
+def stop_file(job: Job) -> Path:
+    """The file with which the parent asks this stage to stop."""
+    return Path(job.machine["logs"]) / STOP
+
+
+def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
+    folder = job.output / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = checkpoints.to_resume(folder, world_size(), job.machine["micro_batch_size"], job.machine["zero_stage"])
+    if checkpoint:
+        print(f"  going on from {checkpoint.name}", flush=True)
+    with checkpoints.trusted_classes_only():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    watch, samples, stop = (_callback(trainer, kind) for kind in (Watch, Samples, StopOnRequest))
+    if stop.stopped:
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {order.steps}; a complete checkpoint is kept.",
+                          remedy="The same command goes on from there.")
+    if not checkpoints.complete(folder):
+        raise TunestationError("training ended without a checkpoint.")
+    return _result(trainer, watch, samples, order)
+
+
+def _callback(trainer: RecipeTrainer, kind: type) -> object:
+    return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
+
+
+def _result(trainer: RecipeTrainer, watch: Watch, samples: Samples, order: Order) -> Result:
+    losses = _history(trainer, "loss")
+    held_out = _history(trainer, "eval_loss")
+    last = list(losses.values())[-10:]
+    metrics = {"loss": round(sum(last) / len(last), 6)}
+    return Result(
+        facts={"steps": order.steps, "trained_tokens": sum(watch.tokens), "visits_left_out": order.left_out},
+        metrics=metrics | ({"held_out_loss": held_out[order.steps]} if held_out else {}),
+        observed={
+            "losses": losses,
+            "held_out_losses": held_out,
+            "samples": samples.taken(),
+            "tokens_per_second": round(watch.speed(order.steps), 1),
+            "peak_memory_gb": round(memory_gb(), 3),
+            "world_size": world_size(),
+        },
+    )
+
+
+def _history(trainer: RecipeTrainer, name: str) -> dict[int, float]:
+    """Step -> value of a logged number, resumed steps included."""
+    return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}

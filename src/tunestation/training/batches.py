@@ -1,0 +1,45 @@
+"""From prepared rows to the tensors of a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_from_disk
+
+from tunestation.training.loss import IGNORE
+
+
+class Visits(torch.utils.data.Dataset):
+    """The rows of `data` in the order in which they are visited."""
+
+    def __init__(self, data: Dataset, visits: tuple[int, ...]):
+        self.data = data
+        self.visits = visits
+
+    def __len__(self) -> int:
+        return len(self.visits)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.data[self.visits[index]]
+
+
+def load_rows(folder: Path) -> Dataset:
+    """Rows {input_ids, labels, position_ids} as `prepare` wrote them."""
+    return load_from_disk(str(folder))
+
+
+class Collate:
+    """Rows of unequal length -> int64 tensors [batch, longest]; padding is a document of its own without labels."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        gaps = [longest - len(row["input_ids"]) for row in rows]
+        return {
+            "input_ids": torch.tensor([[*row["input_ids"], *[self.pad_token_id] * gap] for row, gap in zip(rows, gaps, strict=True)]),
+            "labels": torch.tensor([[*row["labels"], *[IGNORE] * gap] for row, gap in zip(rows, gaps, strict=True)]),
+            "position_ids": torch.tensor([[*row["position_ids"], *range(gap)] for row, gap in zip(rows, gaps, strict=True)]),
+        }

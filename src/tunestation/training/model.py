@@ -1,0 +1,81 @@
+"""The model to train: loaded or new, frozen under adapters or free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunestation.settings import local_rank
+
+
+def device() -> torch.device:
+    """This process's device: its GPU, or the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder of ours, with its chat template."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def new_model(shape: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A Llama of `shape` with random weights from torch's current seed, in bfloat16."""
+    config = LlamaConfig(
+        **shape,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+
+
+def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> PreTrainedModel:
+    """The model of `folder` in bfloat16, its linear layers in 4 bit if `quantise` ({type, double_quant}) is given.
+
+    `sharded` (ZeRO-3) packs the 4-bit weights into bfloat16: it shards weights of one dtype only.
+    """
+    options: dict = {"dtype": torch.bfloat16, "attn_implementation": "sdpa", "local_files_only": True, "use_safetensors": True}
+    if quantise is None:
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    options["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantise["type"],
+        bnb_4bit_use_double_quant=quantise["double_quant"],
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device()}, **options)
+    keep_weights_in_place(model)
+    return model
+
+
+def keep_weights_in_place(model: torch.nn.Module) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit weight at its first evaluation; training on it is silently wrong."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def add_adapters(model: PreTrainedModel, lora: dict) -> torch.nn.Module:
+    """Freeze `model` and put LoRA adapters of {rank, alpha, dropout, target_modules} over its linear layers."""
+    targets = lora["target_modules"]
+    config = LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def trainable(model: torch.nn.Module) -> int:
+    """Weights that learn (under ZeRO-3 a weight keeps its full count in `ds_numel`)."""
+    return sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters() if weight.requires_grad)

@@ -1,0 +1,133 @@
+"""transformers' Trainer with our order of data, held-out loss and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from tunestation.training import checkpoints
+from tunestation.training.batches import Collate
+from tunestation.training.loss import IGNORE, mean_over_batch, summed_loss
+
+
+class RecipeTrainer(Trainer):
+    """One epoch over the drawn visits; a checkpoint appears under its name only when it is complete."""
+
+    def __init__(self, *, folder: Path, keep: int, zero_stage: int, held_out: list[dict], collate: Collate, **options: object):
+        super().__init__(compute_loss_func=mean_over_batch, data_collator=collate, **options)
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.folder = folder
+        self.keep = keep
+        self.zero_stage = zero_stage
+        self.held_out = held_out
+        self.held_out_loss: dict[int, float] = {}
+
+    def _get_train_sampler(self, train_dataset: object = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def evaluate(self, *_args: object, **_options: object) -> dict[str, float]:
+        """Mean loss over all held-out labelled tokens (Trainer's own averages batches); the same number on every rank."""
+        step = self.state.global_step
+        if self.held_out and step not in self.held_out_loss:
+            self.held_out_loss[step] = held_out_loss(self.model, self.held_out, self.data_collator, self.args.device)
+            self.log({"eval_loss": self.held_out_loss[step]})
+        return {"eval_loss": self.held_out_loss.get(step, float("nan"))}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Adapters are saved by themselves: Trainer would first copy the whole frozen base to host memory."""
+        if hasattr(self.model, "peft_config") and self.zero_stage < 3:
+            if self.args.should_save:
+                self.model.save_pretrained(output_dir, safe_serialization=True, save_embedding_layers=False)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _get_output_dir(self, trial: object) -> str:
+        return str(self.folder / checkpoints.SAVING)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        step = self.state.global_step
+        self.evaluate()
+        super()._save_checkpoint(model, trial)
+        self._wait()
+        if self.args.should_save:
+            saving = self.folder / checkpoints.SAVING
+            for name in ("training_args.bin", "README.md"):  # a pickle that nothing reads, and an empty model card
+                next(saving.glob("checkpoint-*")).joinpath(name).unlink(missing_ok=True)
+            checkpoints.seal(saving, self.folder, self._stamp(step), self.keep)
+        self._wait()
+
+    def _stamp(self, step: int) -> checkpoints.Stamp:
+        micro = self.args.per_device_train_batch_size
+        return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, self.held_out_loss.get(step))
+
+    def _wait(self) -> None:
+        if self.args.world_size > 1:
+            distributed.barrier()
+
+
+@torch.no_grad()
+def held_out_loss(model: torch.nn.Module, rows: list[dict], collate: Collate, device: torch.device) -> float:
+    """Mean negative log-likelihood of all labelled tokens of `rows`, each rank taking its share.
+
+    Every rank runs the same number of forward passes (ZeRO-3 gathers weights together); a spare one counts for nothing.
+    """
+    training = model.training
+    model.eval()
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    for start in range(0, len(rows), world):
+        mine = start + rank
+        batch = {name: value.to(device) for name, value in collate([rows[mine % len(rows)]]).items()}
+        labels = batch.pop("labels")
+        loss = summed_loss(model(**batch, use_cache=False).logits, labels)
+        if mine < len(rows):
+            totals += torch.stack([loss.double(), (labels[:, 1:] != IGNORE).sum().double()])
+    if world > 1:
+        distributed.all_reduce(totals)
+    model.train(training)
+    return (totals[0] / totals[1]).item()
+
+
+def arguments(settings: dict, steps: int, micro: int, accumulation: int, zero: dict, output: Path, every_steps: int | None) -> TrainingArguments:
+    """TrainingArguments of a recipe's `train` section; `settings` is that section as JSON, `zero` the DeepSpeed configuration."""
+    cuda = torch.cuda.is_available()
+    optimizers = {"adamw": "adamw_torch", "paged_adamw_32bit": "paged_adamw_32bit", "adamw_8bit": "adamw_bnb_8bit"}
+    schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type=schedules[settings["schedule"]],
+        warmup_steps=round(settings["warmup"] * steps),
+        optim=optimizers[settings["optimizer"]],
+        adam_beta1=settings["betas"][0],
+        adam_beta2=settings["betas"][1],
+        weight_decay=settings["weight_decay"],
+        max_grad_norm=settings["max_grad_norm"],
+        seed=settings["seed"],
+        data_seed=settings["seed"],
+        bf16=True,
+        use_cpu=not cuda,
+        ddp_backend="nccl" if cuda else "gloo",
+        deepspeed=zero,
+        save_strategy="steps",
+        save_steps=settings["save_steps"],
+        eval_strategy="steps" if every_steps else "no",
+        eval_steps=every_steps,
+        logging_steps=1 if steps <= 200 else 10,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+        average_tokens_across_devices=True,
+        log_level="warning",
+    )

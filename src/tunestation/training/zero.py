@@ -1,0 +1,75 @@
+"""The DeepSpeed configuration of a recipe, made from it or checked against it. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunestation.errors import InputError, Problem
+
+
+def make(stage: int, offload: str, micro: int, accumulation: int, max_grad_norm: float) -> dict:
+    """A configuration for ZeRO `stage`; the bucket sizes are set later, when the trainable weights are counted."""
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": False}
+    if offload in ("optimizer", "all"):
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": True},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # torch's and bitsandbytes' optimizers have CPU kernels of their own; DeepSpeed's would need a compiler at run time
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def set_buckets(config: dict, trainable: int) -> None:
+    """Size communication buckets to the trainable weights; DeepSpeed's default of 5e8 elements takes gigabytes."""
+    size = max(1, min(trainable, 200_000_000))
+    config["zero_optimization"] |= {"reduce_bucket_size": size, "allgather_bucket_size": size}
+
+
+def merge_users(path: Path, made: dict) -> dict:
+    """The user's JSON with what it leaves open (absent or "auto") taken from `made`. Raises InputError on contradictions."""
+    try:
+        users = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"this DeepSpeed configuration cannot be read: {error}", str(path), "It must be JSON.") from None
+    problems = [Problem(what, str(path), "Change it there or in the recipe.") for what in _contradictions(users, made)]
+    if problems:
+        raise InputError(problems=problems)
+    return _fill(users, made)
+
+
+def _contradictions(users: dict, made: dict) -> list[str]:
+    wrong = [f"'{name}' is set here, but the recipe decides it (section train)." for name in ("optimizer", "scheduler", "fp16") if name in users]
+    for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
+        if users.get(name, "auto") not in ("auto", made[name]):
+            wrong.append(f"{name} is {users[name]}, but the recipe makes it {made[name]}.")
+    if "train_batch_size" in users and users["train_batch_size"] != "auto":
+        wrong.append("train_batch_size is set here, but the recipe decides it (train.global_batch_size).")
+    stage = users.get("zero_optimization", {}).get("stage", "auto")
+    if stage not in ("auto", made["zero_optimization"]["stage"]):
+        wrong.append(f"zero_optimization.stage is {stage}, but runtime.zero_stage is {made['zero_optimization']['stage']}.")
+    if users.get("bf16", {}).get("enabled", "auto") not in ("auto", True):
+        wrong.append("bf16 is switched off, but Tunestation trains in bfloat16.")
+    return wrong
+
+
+def _fill(users: dict, made: dict) -> dict:
+    result = {**made, **users}
+    for name, value in made.items():
+        if isinstance(value, dict):
+            result[name] = _fill(users.get(name, {}), value)
+        elif users.get(name) == "auto":
+            result[name] = value
+    result.pop("train_batch_size", None)
+    return result

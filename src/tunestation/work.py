@@ -1,0 +1,124 @@
+"""A recipe opened on this machine: its stages, its results so far, its lock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunestation import settings as machine_settings
+from tunestation.errors import InputError
+from tunestation.pipeline import lock as locks
+from tunestation.pipeline import machine
+from tunestation.pipeline.child import write_json
+from tunestation.pipeline.digest import Digests
+from tunestation.pipeline.run import unwritable
+from tunestation.pipeline.shelf import Shelf
+from tunestation.pipeline.stage import Stage, keys
+from tunestation.pipeline.volumes import Volumes
+from tunestation.recipe import loading
+from tunestation.recipe.schema import Recipe
+from tunestation.settings import Settings
+from tunestation.stages import build_stages
+from tunestation.stages.inputs import Inputs, hub_sources, look, pin_name
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that a task needs to know of a recipe."""
+
+    path: Path
+    loaded: loading.Loaded
+    settings: Settings
+    shelf: Shelf
+    lock: dict
+    pins: dict[str, str]
+    inputs: Inputs
+    stages: list[Stage]
+    overridden: bool
+    """Whether `--set` changed the recipe: its results are then no reproduction of the lock."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe itself."""
+        return self.loaded.recipe
+
+    @property
+    def processes(self) -> int:
+        """Training processes on this machine."""
+        return self.settings.processes or len(machine.gpus()) or 1
+
+    @property
+    def runtime(self) -> dict:
+        """How this machine does the work; in no key."""
+        return self.recipe.runtime.model_dump() | {"offline": self.settings.offline}
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock beside the recipe."""
+        return locks.path_of(self.path)
+
+    def until(self, last: str | None) -> list[Stage]:
+        """The stages up to `last`, all without it."""
+        names = [stage.name for stage in self.stages]
+        if last and last not in names:
+            raise InputError(f"there is no stage '{last}' in this recipe.", "--until", f"Choose from: {', '.join(names)}.")
+        return self.stages[: names.index(last) + 1] if last else self.stages
+
+    def records(self, stages: Sequence[Stage] | None = None) -> dict[str, dict]:
+        """Stage name -> record, of those that are done with today's keys."""
+        found = keys(self.stages)
+        records = {stage.name: self.shelf.record(stage.name, found[stage.name]) for stage in stages or self.stages}
+        return {name: record for name, record in records.items() if record}
+
+    def folder(self, stage: str) -> Path | None:
+        """The finished result of `stage`; None if there is none."""
+        folder = self.shelf.published(stage, keys(self.stages)[stage])
+        return folder if (folder / "stage.json").is_file() else None
+
+
+def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = False) -> Work:
+    """Open the recipe `name` (a path or bare name), with `--set` assignments. Raises InputError with all its problems."""
+    settings = machine_settings.load()
+    settings = replace(settings, offline=settings.offline or offline)
+    path = loading.find(name, settings.recipes)
+    assignments = list(assignments)
+    loaded = loading.load(path, assignments)
+    volumes = Volumes(settings.models, settings.datasets, path.absolute().parent, settings.cache)
+    try:
+        shelf = Shelf(settings.runs / loaded.recipe.name, Digests(settings.cache), volumes)
+    except OSError as error:
+        raise unwritable(settings.cache, error) from None
+    lock = locks.read(locks.path_of(path))
+    pins = _remembered(shelf) | lock.get("resolved", {})
+    return _with_pins(path, loaded, settings, shelf, lock, pins, bool(assignments))
+
+
+def _with_pins(path, loaded, settings, shelf, lock, pins, overridden) -> Work:  # noqa: ANN001, PLR0913
+    inputs = look(loaded.recipe, loaded.document.where, pins, shelf.volumes, shelf.digests)
+    if inputs.problems:
+        raise InputError(problems=inputs.problems)
+    stages = build_stages(loaded.recipe, inputs)
+    return Work(path, loaded, settings, shelf, lock, pins, inputs, stages, overridden)
+
+
+def _remembered(shelf: Shelf) -> dict[str, str]:
+    path = shelf.folder / "pins.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def pin(work: Work, again: bool = False) -> Work:
+    """Ask the hubs for the commits that are not known yet (all of them with `again`) and remember them."""
+    from tunestation.fetching.hubs import resolve
+
+    wanted = [source for source in hub_sources(work.recipe) if again or pin_name(source) not in work.pins]
+    if not wanted:
+        return work
+    if work.settings.offline:
+        names = ", ".join(pin_name(source) for source in wanted)
+        raise InputError(f"the commit of {names} is not known yet.", remedy=f"Run 'invoke pin {work.recipe.name}' once with a network.")
+    found = {pin_name(source): resolve(source.hub, pin_name(source).split()[0], source.repo, source.revision) for source in wanted}
+    work.shelf.folder.mkdir(parents=True, exist_ok=True)
+    write_json(work.shelf.folder / "pins.json", work.pins | found)
+    return _with_pins(work.path, work.loaded, work.settings, work.shelf, work.lock, work.pins | found, work.overridden)
