@@ -60,8 +60,9 @@ def _count(env: Mapping[str, str], name: str) -> int | None:
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a stage's child process: this one, with `extra` on top."""
-    return {**os.environ, **extra}
+    """The environment of a child process: this one with `extra` on top, and this project's code first on its path."""
+    paths = [str(PROJECT / "src"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, **extra, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def visible_gpus_variable() -> str | None:

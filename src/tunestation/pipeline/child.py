@@ -63,12 +63,18 @@ def write_json(path: Path, value: object) -> None:
 def _split_output(log: Path) -> None:
     """File descriptors 1 and 2 go to the log; `sys.stdout` of the first rank stays the terminal."""
     terminal = os.dup(1)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for number in (1, 2):
+        log_to(log, number)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     shown = terminal if rank() == 0 else 1
     sys.stdout = os.fdopen(shown, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+
+
+def log_to(log: Path, number: int) -> None:
+    """Let file descriptor `number` of this process write to the end of `log`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, number)
+    os.close(descriptor)
 
 
 def die_with_parent() -> None:

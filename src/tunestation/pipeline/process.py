@@ -16,7 +16,7 @@ from tunestation.errors import Interrupted, TunestationError, from_json
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.machine import gpus
 from tunestation.pipeline.stage import Stage
-from tunestation.settings import PROJECT, child_environment
+from tunestation.settings import child_environment
 
 STOP = "stop"
 """A file of this name beside the job asks a graceful stage to save and end."""
@@ -40,7 +40,7 @@ def _command(stage: Stage, job: Path, processes: int) -> list[str]:
     if not stage.distributed:
         return [sys.executable, *module]
     # --standalone would look the host's name up; a fixed loopback address works without any network
-    launcher = ["torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    launcher = ["tunestation.pipeline.launch", str(job.with_name("log.txt")), "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     return [sys.executable, "-m", *launcher, f"--nproc-per-node={processes}", *module]
 
 
@@ -48,7 +48,6 @@ def child_variables(cache: Path, offline: bool) -> dict[str, str]:
     """Set before the interpreter starts: hash seed, deterministic cuBLAS, caches, no telemetry, and no network if `offline`."""
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
     return {
-        "PYTHONPATH": str(PROJECT / "src"),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

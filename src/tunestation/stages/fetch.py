@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field
 
 from tunestation.errors import InputError, TunestationError
+from tunestation.fetching.progress import amount
 from tunestation.models.folder import check_model_folder, model_files
 from tunestation.pipeline.digest import Digests
 from tunestation.pipeline.job import Job, Result
@@ -109,7 +110,9 @@ def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, of
     folder = job.volumes.path(ref)
     if problems := check_model_folder(folder, _shown(model, ref)):
         raise InputError(problems=problems)
-    files = {path.name: digests.of(path) for path in model_files(folder)}
+    paths = model_files(folder)
+    print(f"checking {_shown(model, ref)}: {len(paths)} files, {amount(sum(path.stat().st_size for path in paths))}", flush=True)
+    files = {path.name: digests.of(path) for path in paths}
     repo, commit = (model.repo, model.commit) if isinstance(model, HubModel) else (None, None)
     return {"ref": ref, "repo": repo, "commit": commit, "files": files}
 

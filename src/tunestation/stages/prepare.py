@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from tunestation.data.conversations import Conversation
 from tunestation.data.encoding import Encoded, Piece, encode_pieces, pieces
-from tunestation.data.ledger import Ledger
+from tunestation.data.ledger import FATES, Ledger
 from tunestation.data.packing import pack
 from tunestation.data.parts import Collected, FileRef, PartFiles, collect
 from tunestation.data.probe import probe
@@ -79,7 +80,7 @@ def run(params: dict, job: Job) -> Result:
     ledger.check(collected.rows, settings.max_dropped)
     train, held_out = split(learned, settings.held_out_fraction, settings.seed)
     facts = {"rows": collected.rows, "conversations": sum(one.copies for one in learned), "longest": longest}
-    facts |= {fate: ledger.count(fate) for fate in ("dropped", "truncated", "repaired", "blank")}
+    facts |= {fate: ledger.count(fate) for fate in FATES}
     facts |= _write_data(train, held_out, settings, job.output) | {"vocabulary": len(tokenizer)}
     ledger.write(job.output / "rows.jsonl")
     facts["probe"] = _write_tokenizer(tokenizer, job.output)
@@ -119,7 +120,7 @@ def _learn(collected: Collected, tokenizer: PreTrainedTokenizerBase, max_tokens:
     cuts = _cut_into_pieces([conversation for conversation, _ in kept], tokenizer)
     for first in range(0, len(kept), BATCH):
         encoded = encode_pieces(tokenizer, cuts[first : first + BATCH])
-        for (conversation, copies), one in zip(kept[first:], encoded, strict=False):
+        for (conversation, copies), one in zip(kept[first : first + BATCH], encoded, strict=True):
             longest = max(longest, len(one.input_ids))
             short = _shortened(one, max_tokens, conversation.where, ledger)
             found += [Learned(short, copies)] if short else []
@@ -163,15 +164,16 @@ def split(learned: Sequence[Learned], fraction: float, seed: int) -> tuple[list[
     Conversations with the same ids go the same way, else the held-out loss would be read on what was learned.
     Raises InputError if nothing is left to train on.
     """
-    different = list(dict.fromkeys(tuple(one.encoded.input_ids) for one in learned))
+    names = [array("i", one.encoded.input_ids).tobytes() for one in learned]
+    different = list(dict.fromkeys(names))
     count = max(1, round(fraction * len(different))) if fraction else 0
     if count == len(different):
         what = f"holding out {count} of {len(different)} different conversations leaves nothing to train on."
         raise InputError(what, "evaluate.fraction", "Set it to 0, or add data.")
     chosen = set(Random(seed).sample(different, count))
     sides: tuple[list[Learned], list[Learned]] = ([], [])
-    for one in learned:
-        sides[tuple(one.encoded.input_ids) in chosen].append(one)
+    for name, one in zip(names, learned, strict=True):
+        sides[name in chosen].append(one)
     return sides
 
 
@@ -206,6 +208,8 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> dict[s
     tokenizer.save_pretrained(output / "tokenizer")
     probes = probe(tokenizer)
     (output / "probe.json").write_text(json.dumps(probes, ensure_ascii=False, indent=1), encoding="utf-8")
+    if "strftime_now" in str(tokenizer.chat_template):
+        print("Note: the chat template writes today's date into every prompt; another day gives other token ids.")
     if not all(found["same_as_chat_template"] for found in probes.values()):
         print("Note: other programs will tokenise this model's chats a little differently from training (see probe.json).")
     return {language: found["sha256"] for language, found in probes.items()}
@@ -213,7 +217,8 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> dict[s
 
 def _tell(facts: dict, settings: Params) -> None:
     print(f"{facts['rows']:,} rows became {facts['conversations']:,} conversations (longest: {facts['longest']:,} tokens).")
-    print(f"Of the rows {facts['dropped']} were dropped, {facts['truncated']} truncated, {facts['repaired']} repaired: rows.jsonl names them.")
+    fates = [f"{facts[fate]} {fate}" for fate in FATES if facts[fate]]
+    print(f"Of the rows {', '.join(fates)}: rows.jsonl names each." if fates else "No row was dropped, truncated or repaired.")
     size = f"packs of {settings.max_tokens}" if settings.packing else "rows"
     full = f", {facts['tokens'] / (facts['packs'] * settings.max_tokens):.1%} full" if settings.packing else ""
     print(f"To train on: {facts['tokens']:,} tokens, {facts['labelled_tokens']:,} of them learned, in {facts['packs']:,} {size}{full}.")

@@ -1,0 +1,1 @@
+"""From rows of files to packs of token ids: readers, formats, templates, encoding, packing."""

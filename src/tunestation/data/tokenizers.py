@@ -1,0 +1,124 @@
+"""Tokenizers: trained on the data, or the model's own; with the chat template that the recipe names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunestation.data.encoding import render
+from tunestation.data.formats import Message
+from tunestation.data.templates import TEMPLATES, Template
+from tunestation.errors import InputError
+from tunestation.models.folder import TOKENIZERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+EXAMPLE = (Message("user", "Hi"), Message("assistant", "Hello"))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE with at most `vocab_size` entries, learned from `texts`.
+
+    Every digit is a token of its own, and no token holds two Chinese characters: without spaces a small corpus would
+    turn whole clauses into single tokens. Pairs seen once make no token. Ids 0, 1, 2 are padding, the beginning and the
+    end of a turn. Equal texts give equal bytes.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = [PAD, START, STOP]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=STOP, pad_token=PAD)
+
+
+def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model folder called `name`. Code in the folder is never run.
+
+    Raises InputError if there is no tokenizer, or none that can be read without such code.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        what = f"the model folder has no tokenizer: none of {', '.join(TOKENIZERS)} is there."
+        raise InputError(what, name, "Copy the tokenizer's files from where the model came from.")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # damaged files raise whatever the parser of their format raises
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "Fetch the model again, or use one whose tokenizer transformers reads."
+        raise InputError(f"the tokenizer cannot be read: {first}", name, remedy) from None
+
+
+def set_template(tokenizer: PreTrainedTokenizerBase, name: str, folder: Path | None) -> None:
+    """Give `tokenizer` the chat template `name`, the token that ends an answer as eos_token, and a pad_token.
+
+    `auto` is the tokenizer's own template; what ends an answer there is its eos_token or another stop token of the
+    model `folder`. Raises InputError if there is no such template, or it ends no answer with a stop token.
+    """
+    tokenizer.eos_token = _own_stop(tokenizer, folder) if name == "auto" else _named(tokenizer, name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    if name not in TEMPLATES:
+        raise InputError(f"template '{name}' is not known.", "template", f"Choose from: auto, {', '.join(TEMPLATES)}.")
+    template = TEMPLATES[name]
+    _fits(tokenizer, template)
+    tokenizer.chat_template = template.jinja
+    return template.stop
+
+
+def _fits(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    if len(tokenizer(template.stop, add_special_tokens=False)["input_ids"]) != 1 or template.stop not in tokenizer.get_vocab():
+        what = f"template '{template.name}' ends an answer with {template.stop}, which is not one token of this tokenizer."
+        raise InputError(what, "template", "Choose 'auto' or a template made for this model.")
+    if "bos_token" in template.jinja and tokenizer.bos_token is None:
+        what = f"template '{template.name}' begins with the tokenizer's bos_token; this tokenizer has none."
+        raise InputError(what, "template", "Choose 'auto', or 'chatml', which begins without one.")
+
+
+def _own_stop(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> str:
+    if tokenizer.chat_template is None:
+        remedy = f"Name a built-in one: {', '.join(TEMPLATES)}."
+        raise InputError("template 'auto' is the tokenizer's own chat template, but it has none.", "template", remedy)
+    written = render(tokenizer, EXAMPLE, prompt=False).rstrip()
+    candidates = [tokenizer.eos_token, *_generation_stops(tokenizer, folder)]
+    stop = next((token for token in candidates if token and written.endswith(token)), None)
+    if stop is None:
+        what = f"the model's chat template ends an answer with {written[-20:]!r}: the stop token {tokenizer.eos_token!r} is never trained."
+        raise InputError(what, "template", f"Name a built-in template: {', '.join(TEMPLATES)}.")
+    return stop
+
+
+def _generation_stops(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> list[str]:
+    """Tokens at which the model's generation_config.json stops; some models list the end of a turn only there."""
+    path = folder / "generation_config.json" if folder else None
+    if path is None or not path.is_file():
+        return []
+    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", [])
+    return tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids])
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
+    """Matches the spelling of any token with a meaning of its own, as `<|im_end|>`."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | {tokenizer.eos_token}
+    return re.compile("|".join(re.escape(token) for token in sorted(special)))

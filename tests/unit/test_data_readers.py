@@ -1,0 +1,173 @@
+"""Reading files: every row with its place, every problem with file and line."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import openpyxl
+import pytest
+
+from tunestation.data.problems import LIMIT
+from tunestation.data.readers import read_rows
+from tunestation.errors import InputError
+
+SHARED = Path(__file__).parents[2] / "../shared/data"
+
+
+def write(tmp_path: Path, name: str, content: str | bytes) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def problems(path: Path) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        read_rows(path, path.name)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def write_xlsx(tmp_path: Path, rows: list[list]) -> Path:
+    workbook = openpyxl.Workbook()
+    for row in rows:
+        workbook.active.append(row)
+    workbook.save(tmp_path / "coach.xlsx")
+    return tmp_path / "coach.xlsx"
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_one_object_a_line_and_an_array_are_read_under_either_suffix(tmp_path, name):
+    lines = read_rows(write(tmp_path, name, '{"a": 1}\n\n{"a": "é"}\n'), name)
+    array = read_rows(write(tmp_path, name, ' [\n{"a": 1}, {"a": "é"}]'), name)
+    assert [row.values for row in lines] == [row.values for row in array] == [{"a": 1}, {"a": "é"}]
+    assert [row.where for row in lines] == [f"{name}:1", f"{name}:3"]
+    assert [row.where for row in array] == [f"{name}:[0]", f"{name}:[1]"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path):
+    assert read_rows(write(tmp_path, "x.jsonl", b'\xef\xbb\xbf{"a": 1}'), "x.jsonl")[0].values == {"a": 1}
+    assert read_rows(write(tmp_path, "x.csv", b"\xef\xbb\xbfa\n1\n"), "x.csv")[0].values == {"a": "1"}
+
+
+def test_unicode_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
+    text = "one\u2028two\x85three"
+    rows = read_rows(write(tmp_path, "x.jsonl", json.dumps({"a": text}, ensure_ascii=False)), "x.jsonl")
+    assert rows[0].values == {"a": text}
+
+
+def test_windows_line_ends_are_read(tmp_path):
+    assert len(read_rows(write(tmp_path, "x.jsonl", '{"a": 1}\r\n{"a": 2}\r\n'), "x.jsonl")) == 2
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert problems(tmp_path / "gone.jsonl")[0].startswith("gone.jsonl: the file does not exist.")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "x.jsonl").mkdir()
+    assert "does not exist" in problems(tmp_path / "x.jsonl")[0]
+
+
+@pytest.mark.parametrize(("name", "content"), [("x.json", ""), ("x.jsonl", " \n\n"), ("x.json", "[]"), ("x.csv", ""), ("x.csv", "a,b\n")])
+def test_a_file_without_rows_is_empty(tmp_path, name, content):
+    assert problems(write(tmp_path, name, content)) == [f"{name}: the file is empty: it holds no rows."]
+
+
+@pytest.mark.parametrize("rows", [[], [["q", "a"]], [["q", "a"], [None, None]]])
+def test_a_sheet_without_rows_is_empty(tmp_path, rows):
+    assert problems(write_xlsx(tmp_path, rows)) == ["coach.xlsx: the file is empty: it holds no rows."]
+
+
+def test_bytes_that_are_not_utf8_are_named_by_offset_and_line(tmp_path):
+    content = b'{"a": "x"}\n{"a": "\xd6\xd0"}'
+    found = problems(write(tmp_path, "x.jsonl", content))
+    assert found == ["x.jsonl:2: is not UTF-8: byte 18 of the file (0xd6) fits nothing. Save the file as UTF-8."]
+
+
+def test_a_malformed_line_is_named_by_file_and_number_with_all_others(tmp_path):
+    found = problems(write(tmp_path, "x.jsonl", '{"a": 1}\n{"a": \n{"a": 2}\n{a: 3}\n'))
+    assert [line.split(" ")[0] for line in found] == ["x.jsonl:2:", "x.jsonl:4:"]
+    assert all("malformed JSON" in line for line in found)
+
+
+def test_a_malformed_array_is_named_by_its_line(tmp_path):
+    assert problems(write(tmp_path, "x.json", '[{"a": 1},\n{"a": 2}\n{"a": 3}]'))[0].startswith("x.json:3: malformed JSON")
+
+
+def test_only_the_first_problems_are_shown_and_the_others_counted(tmp_path):
+    found = problems(write(tmp_path, "x.jsonl", "{\n" * 50))
+    assert len(found) == LIMIT + 1
+    assert found[-1] == "x.jsonl: and 30 more problems like these."
+
+
+def test_rows_that_are_no_objects_are_named(tmp_path):
+    assert problems(write(tmp_path, "x.json", '[{"a": 1}, "text", 3]')) == [
+        'x.json:[1]: the row is no object but "text".',
+        "x.json:[2]: the row is no object but 3.",
+    ]
+
+
+def test_a_file_that_is_one_object_is_told_apart_from_lines(tmp_path):
+    assert "the file is one JSON object." in problems(write(tmp_path, "x.json", '{\n"data":\n[{"a": 1}]}'))[0]
+
+
+def test_an_unknown_suffix_names_those_that_can_be_read(tmp_path):
+    assert ".json, .jsonl, .csv, .xlsx" in problems(write(tmp_path, "x.parquet", "PAR1"))[0]
+
+
+def test_csv_rows_are_placed_by_the_line_they_begin_on(tmp_path):
+    rows = read_rows(write(tmp_path, "x.csv", 'q,a\nhi,"two\nlines, and ""quotes"""\n\nend,.\n'), "x.csv")
+    assert [(row.where, row.values) for row in rows] == [
+        ("x.csv:2", {"q": "hi", "a": 'two\nlines, and "quotes"'}),
+        ("x.csv:5", {"q": "end", "a": "."}),
+    ]
+
+
+def test_a_csv_row_with_too_many_or_too_few_fields_is_named(tmp_path):
+    found = problems(write(tmp_path, "x.csv", "q,a\n1,2,3\nok,ok\n4\n"))
+    assert found == [
+        "x.csv:2: the row has 3 fields, the first line names 2 columns.",
+        "x.csv:4: the row has 1 fields, the first line names 2 columns.",
+    ]
+
+
+def test_an_unclosed_quote_does_not_swallow_the_rest_of_the_file(tmp_path):
+    assert problems(write(tmp_path, "x.csv", 'q,a\n1,2\n"open,4\n5,6\n'))[0].startswith("x.csv:3: malformed CSV")
+
+
+def test_two_columns_of_one_name_are_a_problem(tmp_path):
+    assert "two columns have the same name: q" in problems(write(tmp_path, "x.csv", "q,q\n1,2\n"))[0]
+
+
+def test_a_field_longer_than_the_csv_modules_own_limit_is_read(tmp_path):
+    assert len(read_rows(write(tmp_path, "x.csv", "q,a\nx," + "y" * 200_000), "x.csv")[0].values["a"]) == 200_000
+
+
+def test_spreadsheet_rows_are_named_numbers_become_digits_and_blank_rows_stay_apart(tmp_path):
+    rows = read_rows(write_xlsx(tmp_path, [["q", "a", None], ["2+2?", 4, "lost"], [None, None], ["half", 0.5], [None, ""]]), "coach.xlsx")
+    assert [(row.where, row.values) for row in rows] == [
+        ("coach.xlsx:row 2", {"q": "2+2?", "a": "4"}),
+        ("coach.xlsx:row 3", {}),
+        ("coach.xlsx:row 4", {"q": "half", "a": "0.5"}),
+    ]
+
+
+def test_a_date_in_a_spreadsheet_is_left_for_the_format_to_judge(tmp_path):
+    assert not isinstance(read_rows(write_xlsx(tmp_path, [["q"], [date(2024, 1, 2)]]), "coach.xlsx")[0].values["q"], str)
+
+
+def test_a_damaged_spreadsheet_is_one_problem(tmp_path):
+    assert "is not an Excel file that can be read" in problems(write(tmp_path, "x.xlsx", b"PK\x03\x04 cut off"))[0]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside this checkout")
+def test_the_career_coach_sheet_has_246_rows_of_q_and_a():
+    rows = read_rows(SHARED / "career_coach.xlsx", "career_coach.xlsx")
+    assert len(rows) == 246
+    assert all(list(row.values) == ["q", "a"] and all(row.values.values()) for row in rows)
+    assert (rows[0].where, rows[-1].where) == ("career_coach.xlsx:row 2", "career_coach.xlsx:row 247")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside this checkout")
+def test_the_alpaca_files_and_the_lines_of_c4_are_read_whole():
+    sizes = {name: len(read_rows(SHARED / name, name)) for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json", "c4_demo.jsonl")}
+    assert sizes == {"alpaca_en_demo.json": 999, "alpaca_zh_demo.json": 1000, "c4_demo.jsonl": 300}
