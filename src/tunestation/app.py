@@ -20,15 +20,15 @@ def recipes(like: str = "") -> None:
 
 def check(name: str, assignments: Sequence[str] = (), resolved: bool = False) -> None:
     """Tell every problem of a recipe and of its local data; with `resolved` print it with all defaults."""
-    from tunestation.checking import check_data
+    from tunestation.checking import check_data, not_fetched
 
-    work = open_recipe(name, assignments)
+    work = open_recipe(name, assignments, incomplete=True)
     if resolved:
         print(loading.resolved(work.recipe), end="")
         return
     check_data(work)
-    for source in work.inputs.pending:
-        print(f"not fetched yet: {source}")
+    for source in not_fetched(work):
+        print(f"not fetched yet, so not checked: {source}")
     print(f"{work.path}: no problems.")
 
 
@@ -78,6 +78,9 @@ def reproduce(  # noqa: PLR0913  one task, one function
 
 
 def _run(work: Work, stages: list, forced: Sequence[str]) -> list[Done]:
+    from tunestation.checking import check_settings
+
+    check_settings(work)
     with alone(work.shelf.folder):
         return list(run(stages, work.shelf, work.runtime, work.processes, forced))
 

@@ -83,3 +83,8 @@ def local_rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def without_telemetry() -> None:
+    """Switch off what the hub's client would report of this process; must come before its import."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

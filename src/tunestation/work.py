@@ -46,8 +46,10 @@ class Work:
 
     @property
     def processes(self) -> int:
-        """Training processes on this machine."""
-        return self.settings.processes or len(machine.gpus()) or 1
+        """Training processes on this machine: TUNE_PROCESSES, else as many of its GPUs as can share a step's batch evenly."""
+        micro_batches = self.recipe.train.global_batch_size // self.recipe.runtime.micro_batch_size
+        count = len(machine.gpus())
+        return self.settings.processes or next((some for some in range(count, 1, -1) if micro_batches % some == 0), 1)
 
     @property
     def runtime(self) -> dict:
@@ -78,8 +80,11 @@ class Work:
         return folder if (folder / "stage.json").is_file() else None
 
 
-def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = False) -> Work:
-    """Open the recipe `name` (a path or bare name), with `--set` assignments. Raises InputError with all its problems."""
+def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = False, incomplete: bool = False) -> Work:
+    """Open the recipe `name` (a path or bare name), with `--set` assignments. Raises InputError with all its problems.
+
+    `incomplete` leaves files and folders that are not there to the caller, in `inputs.problems`.
+    """
     settings = machine_settings.load()
     settings = replace(settings, offline=settings.offline or offline)
     path = loading.find(name, settings.recipes)
@@ -92,13 +97,14 @@ def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = Fals
         raise unwritable(settings.cache, error) from None
     lock = locks.read(locks.path_of(path))
     pins = _remembered(shelf) | lock.get("resolved", {})
-    return _with_pins(path, loaded, settings, shelf, lock, pins, bool(assignments))
+    work = _with_pins(path, loaded, settings, shelf, lock, pins, bool(assignments))
+    if work.inputs.problems and not incomplete:
+        raise InputError(problems=work.inputs.problems)
+    return work
 
 
 def _with_pins(path, loaded, settings, shelf, lock, pins, overridden) -> Work:  # noqa: ANN001, PLR0913
     inputs = look(loaded.recipe, loaded.document.where, pins, shelf.volumes, shelf.digests)
-    if inputs.problems:
-        raise InputError(problems=inputs.problems)
     stages = build_stages(loaded.recipe, inputs)
     return Work(path, loaded, settings, shelf, lock, pins, inputs, stages, overridden)
 
@@ -110,6 +116,7 @@ def _remembered(shelf: Shelf) -> dict[str, str]:
 
 def pin(work: Work, again: bool = False) -> Work:
     """Ask the hubs for the commits that are not known yet (all of them with `again`) and remember them."""
+    machine_settings.without_telemetry()
     from tunestation.fetching.hubs import resolve
 
     wanted = [source for source in hub_sources(work.recipe) if again or pin_name(source) not in work.pins]

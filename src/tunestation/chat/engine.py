@@ -18,11 +18,14 @@ from tunestation.recipe.schema import Generation
 class Engine:
     """A causal language model and its tokenizer, from one folder of safetensors; no code of the folder is ever run."""
 
-    def __init__(self, folder: Path):
-        """Load `folder`: bfloat16, but float32 on a CPU where the folder was saved so. Raises InputError when it is no whole model."""
+    def __init__(self, folder: Path, tokenizer: Path | None = None):
+        """Load `folder`: bfloat16, but float32 on a CPU where the folder was saved so. Raises InputError when it is no whole model.
+
+        `tokenizer` is a folder whose tokenizer and chat template take the place of the model's own.
+        """
         started = time.perf_counter()
         self.name = "/".join(folder.parts[-2:])
-        self.model, self.tokenizer = _load(folder)
+        self.model, self.tokenizer = _load(folder, tokenizer or folder)
         self.stop = stop_ids(self.model, self.tokenizer)
         self.context = context_size(self.model, self.tokenizer)
         self.seconds_to_load = time.perf_counter() - started
@@ -98,11 +101,11 @@ def _turns(messages: list[dict]) -> tuple[list[dict], list[list[dict]]]:
     return system, turns
 
 
-def _load(folder: Path) -> tuple:
+def _load(folder: Path, tokenizer_folder: Path) -> tuple:
     if not (folder / "config.json").is_file():
         raise InputError("There is no model here: config.json is missing.", str(folder), "Run the recipe first: invoke reproduce <recipe>.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, **_placement(folder))
     except torch.OutOfMemoryError as error:
         what, remedy = "The model does not fit in the GPU's memory.", "Close other programs that use the GPU."

@@ -27,6 +27,8 @@ class ChatJob(Part):
     """page: serve the chat page; ask: answer `prompts` and end."""
     model: str
     """The model folder."""
+    tokenizer: str | None = None
+    """A folder whose tokenizer takes the place of the model's own: the untuned model is asked with the recipe's template."""
     title: str
     """Heading of the page."""
     system: str | None = None
@@ -90,7 +92,7 @@ def _ask(job: ChatJob) -> None:
 def _engine(job: ChatJob) -> Engine:
     from tunestation.chat.engine import Engine
 
-    return Engine(Path(job.model))
+    return Engine(Path(job.model), Path(job.tokenizer) if job.tokenizer else None)
 
 
 def _print_growing(texts: Generator[str, None, str]) -> str:

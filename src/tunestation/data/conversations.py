@@ -50,7 +50,7 @@ def to_conversation(row: Row, part: Reading) -> Conversation | Dropped:
     if part.system and messages and messages[0].role != "system":
         messages.insert(0, Message("system", part.system))
     if part.variables:
-        messages = [replace(message, content=_filled(message.content, part.variables, row.where)) for message in messages]
+        messages = [replace(message, content=filled(message.content, part.variables, row.where)) for message in messages]
     return judge(messages, row.where)
 
 
@@ -83,7 +83,7 @@ def _empty_system(message: Message) -> bool:
     return message.role == "system" and not message.content.strip()
 
 
-def _filled(text: str, variables: Mapping[str, str], where: str) -> str:
+def filled(text: str, variables: Mapping[str, str], where: str) -> str:
     """`text` with every `{{name}}` replaced by its value."""
     unknown = sorted({name for name in PLACEHOLDER.findall(text) if name not in variables})
     if unknown:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tunestation.data.conversations import Conversation, Dropped, to_conversation
+from tunestation.data.conversations import Conversation, Dropped, Reading, to_conversation
 from tunestation.data.formats import check_columns
 from tunestation.data.ledger import Ledger
 from tunestation.data.problems import Problems
@@ -18,6 +18,7 @@ from tunestation.pipeline.digest import file_digest
 from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.base import Part, Positive
 from tunestation.recipe.data import Format
+from tunestation.recipe.problems import suggestion
 from tunestation.recipe.sources import Sha256
 
 
@@ -75,10 +76,10 @@ def collect(parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], vo
     for part, files in zip(parts, fetched, strict=True):
         for name, read in _tables(part, files, volumes):
             try:
-                table = _without_blanks(read(), ledger)
+                table = without_blanks(read(), ledger)
                 check_columns(table, part.format, name)
                 rows += len(table)
-                found += ((conversation, part.repeat) for conversation in _conversations(table, part, name, ledger))
+                found += ((conversation, part.repeat) for conversation in conversations(table, part, name, ledger))
             except InputError as error:
                 problems += error.problems
     if problems:
@@ -89,7 +90,7 @@ def collect(parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], vo
 def _tables(part: PartFiles, fetched: Sequence[FileRef], volumes: Volumes) -> Iterator[tuple]:
     """(name, function that reads the rows) of each file, or of the generator."""
     if part.generator:
-        yield part.generator.name, lambda: _generated(part.generator)
+        yield part.generator.name, lambda: generated(part.generator.name, part.generator.seed, part.generator.count)
     for file in part.files or fetched:
         yield file.name, lambda file=file: _checked(file, volumes)
 
@@ -101,23 +102,25 @@ def _checked(file: FileRef, volumes: Volumes) -> list[Row]:
     return read_rows(path, file.name)
 
 
-def _generated(source: Generator) -> list[Row]:
+def generated(name: str, seed: int, count: int) -> list[Row]:
+    """The rows of the built-in generator `name`. Raises InputError if there is none of that name."""
     from tunestation.starter.generator import GENERATORS
 
-    if source.name not in GENERATORS:
-        raise InputError(f"there is no generator '{source.name}'.", "data", f"Choose from: {', '.join(GENERATORS)}.")
-    rows = GENERATORS[source.name](source.seed, source.count)
-    return [Row(values, f"{source.name}:{number}") for number, values in enumerate(rows, start=1)]
+    if name not in GENERATORS:
+        raise InputError(f"there is no generator '{name}'.", "source", suggestion(name, list(GENERATORS)))
+    return [Row(values, f"{name}:{number}") for number, values in enumerate(GENERATORS[name](seed, count), start=1)]
 
 
-def _without_blanks(rows: list[Row], ledger: Ledger) -> list[Row]:
+def without_blanks(rows: list[Row], ledger: Ledger) -> list[Row]:
+    """`rows` without the blank ones, which the ledger names."""
     for row in rows:
         if not row.values:
             ledger.note("blank", row.where, "the row is blank")
     return [row for row in rows if row.values]
 
 
-def _conversations(rows: Sequence[Row], part: PartFiles, name: str, ledger: Ledger) -> list[Conversation]:
+def conversations(rows: Sequence[Row], part: Reading, name: str, ledger: Ledger) -> list[Conversation]:
+    """What can be learned from the rows of the file `name`; the ledger names the rest. Raises InputError with every wrong row."""
     problems = Problems(name)
     found = []
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sqlite3
 from collections.abc import Iterable
@@ -28,9 +29,13 @@ class Digests:
     """File digests, remembered as long as size, change time and inode stay the same."""
 
     def __init__(self, cache: Path):
+        """Raises OSError if `cache` takes no files."""
         cache.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(cache / "digests.sqlite", timeout=30)
-        self._db.execute("create table if not exists digest (path text primary key, stamp text, sha256 text)")
+        try:
+            self._db = sqlite3.connect(cache / "digests.sqlite", timeout=30)
+            self._db.execute("create table if not exists digest (path text primary key, stamp text, sha256 text)")
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"digests.sqlite: {error}") from None
 
     def of(self, path: Path) -> str:
         """SHA-256 of `path`, read again only when the file changed."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tunestation.errors import InputError
 from tunestation.pipeline.stage import Stage, differences
 
 Verdict = Literal["exact", "within tolerance", "differs", "not comparable"]
@@ -30,8 +31,12 @@ def path_of(recipe: Path) -> Path:
 
 
 def read(path: Path) -> dict:
-    """The lock at `path`; empty if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The lock at `path`; empty if there is none. Raises InputError if it is damaged, as by a merge of two branches."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        remedy = "Take the committed one again, or delete it and let 'invoke reproduce' write another."
+        raise InputError(f"this lock is not JSON: {error}.", str(path), remedy) from None
 
 
 def write(path: Path, lock: dict) -> None:

@@ -46,7 +46,9 @@ def _command(stage: Stage, job: Path, processes: int) -> list[str]:
 
 def child_variables(cache: Path, offline: bool) -> dict[str, str]:
     """Set before the interpreter starts: hash seed, deterministic cuBLAS, caches, no telemetry, and no network if `offline`."""
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
+    # Gradio asks its own page whether it is up: that question must not go to a proxy
+    alone = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+    quiet = alone | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
     return {
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",

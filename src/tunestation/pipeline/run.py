@@ -57,8 +57,8 @@ def alone(folder: Path) -> Iterator[None]:
 
 def unwritable(folder: Path, error: OSError) -> TunestationError:
     """The message for a run volume that takes no files."""
-    what = f"results cannot be written to {folder} ({error.strerror})."
-    return TunestationError(what, remedy="Make the folder writable, free some space, or point TUNE_RUNS elsewhere.")
+    what = f"nothing can be written to {folder} ({error.strerror})."
+    return TunestationError(what, remedy="Make the folder writable, free some space, or point TUNE_HOME (TUNE_RUNS, TUNE_CACHE) elsewhere.")
 
 
 def run(stages: Sequence[Stage], shelf: Shelf, runtime: dict, processes: int, forced: Sequence[str] = ()) -> Iterator[Done]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +81,8 @@ def _parse(path: Path, text: str) -> Any:
         return YAML(typ="rt").load(io.StringIO(text))
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1
-        key = text.splitlines()[line - 1].split(":")[0].strip()
-        raise InputError(f"'{key}' stands here a second time.", f"{path}:{line}", "Keep one of them.") from None
+        key = re.search(r'duplicate key "(.*?)" with value', error.problem)
+        raise InputError(f"'{key[1] if key else 'a key'}' stands here a second time.", f"{path}:{line}", "Keep one of them.") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1

@@ -26,11 +26,17 @@ def find(name: str, folder: Path) -> Path:
             return path
         raise InputError("there is no such recipe file.", name, "Run 'invoke recipes' for the list.")
     if (folder / f"{name}.yaml").is_file():
-        return folder / f"{name}.yaml"
+        return _from_here(folder / f"{name}.yaml")
     names = [entry.stem for entry in every(folder)]
     near = difflib.get_close_matches(name, names, 1, 0.5)
     remedy = f"Did you mean '{near[0]}'?" if near else "Run 'invoke recipes' for the list."
     raise InputError(f"there is no recipe '{name}' in {folder}.", remedy=remedy)
+
+
+def _from_here(path: Path) -> Path:
+    """`path` as seen from the current folder if it lies below: `recipes/x.yaml` reads better in messages."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def every(folder: Path) -> list[Path]:

@@ -16,17 +16,11 @@ from tunestation.recipe.schema import Recipe
 def problems_of(error: ValidationError, document: Document) -> list[Problem]:
     """One problem for each wrong place of the file, in the order of its lines."""
     plain = document.plain()
-    found: dict[tuple[Key, ...], Problem] = {}
+    places: dict[tuple[Key, ...], list[ErrorDetails]] = {}
     for details in _without_echoes(error.errors()):
-        keys = _keys(details["loc"], plain)
-        for problem in _problems(details, keys, document):
-            found.setdefault((*keys, problem.what), problem)
-    return _merge(list(found.values()))
-
-
-def _merge(problems: list[Problem]) -> list[Problem]:
-    """Sorted by line; the alternatives of a union at one place would otherwise be told twice."""
-    return sorted(dict.fromkeys(problems), key=lambda problem: _line(problem.where))
+        places.setdefault(_keys(details["loc"], plain), []).append(details)
+    found = [problem for keys, alternatives in places.items() for problem in _problems(alternatives, keys, document)]
+    return sorted(found, key=lambda problem: _line(problem.where))
 
 
 def _line(where: str) -> int:
@@ -35,12 +29,13 @@ def _line(where: str) -> int:
 
 
 def _without_echoes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
-    """A list is called too short when its items are wrong: the items' own problems say it better."""
+    """A list with a wrong item is also called too short, or not the word that could stand in its place: the item's problem says it all."""
     locations = [details["loc"] for details in errors]
 
     def echo(details: ErrorDetails) -> bool:
-        here = details["loc"]
-        return details["type"] == "too_short" and any(loc[: len(here)] == here and len(loc) > len(here) for loc in locations)
+        here = details["loc"][:-1] if details["type"] == "literal_error" else details["loc"]
+        deeper = len(details["loc"]) + 1
+        return details["type"] in ("too_short", "literal_error") and any(loc[: len(here)] == here and len(loc) >= deeper for loc in locations)
 
     return [details for details in errors if not echo(details)]
 
@@ -54,7 +49,7 @@ def _keys(loc: tuple[Key, ...], plain: Any) -> tuple[Key, ...]:
         if inside:
             keys.append(part)
             node = node[part]
-        elif index == len(loc) - 1 and isinstance(node, dict):
+        elif index == len(loc) - 1 and (isinstance(node, dict) or (isinstance(node, list) and isinstance(part, int))):
             keys.append(part)
     return tuple(keys)
 
@@ -67,18 +62,20 @@ def dotted(keys: tuple[Key, ...]) -> str:
     return text
 
 
-def _problems(details: ErrorDetails, keys: tuple[Key, ...], document: Document) -> list[Problem]:
+def _problems(alternatives: list[ErrorDetails], keys: tuple[Key, ...], document: Document) -> list[Problem]:
+    """What is wrong at one place; `alternatives` are several where any one of several types would do."""
+    details = alternatives[0]
     kind, name = details["type"], dotted(keys)
     if kind == "value_error" and not keys:
         return [_clash(line, document) for line in str(details["ctx"]["error"]).split("\n")]
     where = document.where(keys)
     if kind == "extra_forbidden":
-        return [Problem(f"{name} is not a field.", where, _suggestion(str(keys[-1]), _fields(details["loc"][:-1])))]
+        return [Problem(f"{name} is not a field.", where, suggestion(str(keys[-1]), _fields(details["loc"][:-1])))]
     if kind == "missing":
         return [Problem(f"{name} is missing.", where, _description(details["loc"]))]
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return [_tag_problem(details, name, where)]
-    return [Problem(f"{name} {_sentence(details)}", where)]
+    return [Problem(f"{name} {_sentence(alternatives)}", where)]
 
 
 def _clash(line: str, document: Document) -> Problem:
@@ -92,19 +89,55 @@ def _tag_problem(details: ErrorDetails, name: str, where: str) -> Problem:
         choices = list(_node(details["loc"]).get("discriminator", {}).get("mapping", {}))
         return Problem(f"{name}.kind is missing.", where, f"Choose one of: {', '.join(choices)}.")
     tag = str(details["ctx"]["tag"])
-    return Problem(f"{name}.kind '{tag}' is not known.", where, _suggestion(tag, expected))
+    return Problem(f"{name}.kind '{tag}' is not known.", where, suggestion(tag, expected))
 
 
-def _sentence(details: ErrorDetails) -> str:
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    value = details["input"]
-    shown = "" if isinstance(value, (dict, list)) else f", not {value!r}"
+WORDS = {
+    "a valid string": "a text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "an object": "a mapping of fields",
+    "should": "must",
+}
+"""pydantic's words -> words for people who write YAML."""
+
+
+def _sentence(alternatives: list[ErrorDetails]) -> str:
+    details = alternatives[0]
     if details["type"] == "value_error":
-        return f"({value!r}) {message}"
-    return f"{message[0].lower()}{message[1:]}{shown}.".replace("should", "must").replace("valid array", "list")
+        return f"({details['input']!r}) {details['msg'].removeprefix('Value error, ')}"
+    wanted = " or ".join(_wanted(each).removeprefix("must be ") for each in alternatives)
+    return f"must be {wanted}, not {_shown(details['input'])}."
 
 
-def _suggestion(word: str, choices: list[str]) -> str:
+def _wanted(details: ErrorDetails) -> str:
+    limits = details.get("ctx", {})
+    if details["type"] == "string_pattern_mismatch":
+        return f"a text like {limits['pattern']}"
+    if details["type"] == "string_too_short":
+        return "a text that is not empty"
+    if details["type"] == "too_short":
+        return f"a list of {limits['min_length']} or more"
+    if details["type"] == "too_long":
+        return f"a list of {limits['max_length']} at most"
+    message = details["msg"].removeprefix("Input ")
+    for theirs, ours in WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else f"a list of {len(value)}"
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def suggestion(word: str, choices: list[str]) -> str:
+    """What to do about an unknown `word`: the nearest of `choices`, or all of them."""
     near = difflib.get_close_matches(word, choices, 1, 0.6)
     if near:
         return f"Did you mean '{near[0]}'?"

@@ -78,7 +78,7 @@ class Generation(Part):
 
 
 class Chat(Part):
-    """The chat page. In no key: changing it runs nothing again."""
+    """The chat page. In no key, but for `generation`, which is written into the merged folder: changing the rest runs nothing again."""
 
     title: str = ""
     """Heading of the page; the recipe's name when empty."""

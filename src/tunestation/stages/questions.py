@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
+from tunestation.data.conversations import filled
+from tunestation.data.parts import generated
+from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
-from tunestation.errors import InputError, Problem
+from tunestation.errors import InputError
 from tunestation.pipeline.volumes import Volumes
 
 
@@ -27,38 +30,32 @@ class Question:
 
 def questions_of(check: dict, volumes: Volumes) -> list[Question]:
     """The questions of a check of the recipe. Raises InputError naming every row that is none."""
-    rows = _rows(check, volumes)
-    found = [_question(row, check) for row in rows]
-    problems = [item for item in found if isinstance(item, Problem)]
-    if problems or not found:
-        raise InputError(problems=problems or [Problem("has no questions.", f"evaluate.checks {check['name']}")])
+    problems, found = Problems(check["name"]), []
+    for row in _rows(check, volumes):
+        try:
+            found.append(_question(row, check))
+        except InputError as error:
+            problems.add(*error.problems)
+    problems.raise_if_any()
+    if not found:
+        raise InputError("has no questions.", check["name"], "Name a file with questions, or a generator and its count.")
     return found
 
 
 def _rows(check: dict, volumes: Volumes) -> list[Row]:
-    generator = check["generator"]
-    if generator:
-        from tunestation.starter.generator import GENERATORS
-
-        made = GENERATORS[generator["name"]](generator["seed"], generator["count"])
-        return [Row(values, f"{generator['name']}[{number}]") for number, values in enumerate(made)]
-    return list(chain.from_iterable(read_rows(volumes.path(file["ref"]), file["ref"].partition(":")[2]) for file in check["files"]))
+    if check["generator"]:
+        return generated(**check["generator"])
+    tables = (read_rows(volumes.path(file["ref"]), file["ref"].partition(":")[2]) for file in check["files"])
+    return [row for row in chain.from_iterable(tables) if row.values]
 
 
-def _question(row: Row, check: dict) -> Question | Problem:
+def _question(row: Row, check: dict) -> Question:
     exact = check["match"] == "exact"
     wanted = row.values.get("answer" if exact else "contains")
-    wanted = [wanted] if exact else wanted
-    prompt = row.values.get("prompt")
-    if not isinstance(prompt, str) or not isinstance(wanted, list) or not all(isinstance(text, str) for text in wanted):
+    texts = [row.values.get("prompt"), *([wanted] if exact else wanted if isinstance(wanted, list) else [None])]
+    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
         needed = '{"prompt": text, "answer": text}' if exact else '{"prompt": text, "contains": [texts]}'
-        return Problem("is no question.", row.where, f"A row with match: {check['match']} is {needed}.")
-    filled = [_fill(text, check["variables"]) for text in (prompt, *wanted)]
+        raise InputError("is no question.", row.where, f"A row with match: {check['match']} is {needed}.")
+    prompt, *wanted = (filled(text, check["variables"], row.where) if check["variables"] else text for text in texts)
     group = " ".join(str(row.values[name]) for name in ("topic", "language") if name in row.values)
-    return Question(filled[0], tuple(filled[1:]), exact, group or "all")
-
-
-def _fill(text: str, variables: dict[str, str]) -> str:
-    for name, value in variables.items():
-        text = text.replace("{{" + name + "}}", value)
-    return text
+    return Question(prompt, tuple(wanted), exact, group or "all")

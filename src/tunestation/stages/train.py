@@ -9,7 +9,6 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import set_seed
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_pt_utils import get_model_param_count
 
 from tunestation.chat.generate import batch_answers
 from tunestation.errors import InputError, Interrupted, TunestationError
@@ -18,7 +17,7 @@ from tunestation.pipeline.process import STOP
 from tunestation.settings import world_size
 from tunestation.training import checkpoints, model as models, zero
 from tunestation.training.batches import Collate, Visits, load_rows
-from tunestation.training.callbacks import Samples, StopOnRequest, Watch, memory_gb
+from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
 from tunestation.training.order import Order, draw, tokens_by_step
 from tunestation.training.trainer import RecipeTrainer, arguments
 
@@ -30,7 +29,8 @@ def run(params: dict, job: Job) -> Result:
     settings, machine = params["settings"], job.machine
     _leave_out_shared_memory_op()
     _refuse_optimizer(settings["optimizer"])
-    accumulation = accumulation_steps(settings["global_batch_size"], machine["micro_batch_size"], world_size())
+    _warn_of_small_gpu(machine["min_gpu_memory_gb"])
+    accumulation = zero.accumulation_steps(settings["global_batch_size"], machine["micro_batch_size"], world_size())
     config = _zero_config(job, settings, accumulation)
     rows, held_out = load_rows(job.needs["prepare"] / "train"), load_rows(job.needs["prepare"] / "held_out")
     order = draw(len(rows), settings["epochs"], settings["global_batch_size"], settings["seed"])
@@ -52,17 +52,16 @@ def _leave_out_shared_memory_op() -> None:
     compatible["deepspeed_shm_comm"] = False
 
 
-def accumulation_steps(global_batch_size: int, micro: int, world: int) -> int:
-    """Micro-batches that each process adds up in a step. Raises InputError if the batch cannot be shared evenly."""
-    if global_batch_size % (micro * world):
-        what = f"train.global_batch_size {global_batch_size} cannot be shared by {world} process(es) with micro batches of {micro}."
-        raise InputError(what, remedy="Change runtime.micro_batch_size, or set TUNE_PROCESSES.")
-    return global_batch_size // (micro * world)
-
-
 def _refuse_optimizer(name: str) -> None:
     if name != "adamw" and not torch.cuda.is_available():
         raise InputError(f"train.optimizer '{name}' needs a CUDA GPU, and there is none.", remedy="Use adamw (--set train.optimizer=adamw).")
+
+
+def _warn_of_small_gpu(wanted_gb: float | None) -> None:
+    if wanted_gb and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(models.device()).total_memory / 1e9
+        if found < wanted_gb:
+            print(f"  warning: this GPU has {found:.0f} GB; the recipe was made for {wanted_gb:g} GB and may run out of memory", flush=True)
 
 
 def _zero_config(job: Job, settings: dict, accumulation: int) -> dict:
@@ -87,7 +86,7 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings["method"] != "full":
         model = models.add_adapters(model, settings["lora"])
-    print(f"  {models.trainable(model):,} of {get_model_param_count(model):,} weights learn, on {models.device()}", flush=True)
+    print(f"  {models.trainable(model):,} of {models.total(model):,} weights learn, on {models.device()}", flush=True)
     return model
 
 
@@ -100,6 +99,7 @@ def _trainer(params, job, model, tokenizer, args, rows, held_out, order: Order) 
         Watch(tokens, order.steps),
         Samples(lambda: batch_answers(model, tokenizer, talk, samples["max_new_tokens"]) if talk else [], samples["every_steps"], job.output / "samples.json"),
         StopOnRequest(stop_file(job)),
+        *([] if job.machine["zero_stage"] else [FreshOptimizer()]),
     ]
     return RecipeTrainer(
         folder=job.output / CHECKPOINTS,

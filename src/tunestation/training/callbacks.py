@@ -72,6 +72,14 @@ class StopOnRequest(TrainerCallback):
         return bool(flag.item())
 
 
+class FreshOptimizer(TrainerCallback):
+    """Without ZeRO, DeepSpeed makes Adam's states by a step of its own: forgotten, lest the first updates be a quarter too small."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: object, **_: object) -> None:
+        if state.global_step == 0:
+            optimizer.state.clear()
+
+
 class Watch(TrainerCallback):
     """Shows progress and refuses to go on with a loss that is no number."""
 

@@ -48,7 +48,8 @@ def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> Pre
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
     )
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device()}, **options)
+    place = None if sharded else {"": device()}  # transformers wants no map under ZeRO-3 and takes this process's device
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map=place, **options)
     keep_weights_in_place(model)
     return model
 
@@ -77,5 +78,16 @@ def add_adapters(model: PreTrainedModel, lora: dict) -> torch.nn.Module:
 
 
 def trainable(model: torch.nn.Module) -> int:
-    """Weights that learn (under ZeRO-3 a weight keeps its full count in `ds_numel`)."""
-    return sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters() if weight.requires_grad)
+    """Weights that learn."""
+    return sum(_count(weight) for weight in model.parameters() if weight.requires_grad)
+
+
+def total(model: torch.nn.Module) -> int:
+    """All weights."""
+    return sum(_count(weight) for weight in model.parameters())
+
+
+def _count(weight: torch.nn.Parameter) -> int:
+    """Weights behind a parameter: 4-bit ones are packed in pairs or more, and ZeRO-3 leaves a shard of the rest."""
+    state = getattr(weight, "quant_state", None)
+    return state.shape.numel() if state is not None else getattr(weight, "ds_numel", weight.numel())

@@ -9,6 +9,14 @@ from typing import Any
 from tunestation.errors import InputError, Problem
 
 
+def accumulation_steps(global_batch_size: int, micro: int, world: int) -> int:
+    """Micro-batches that each process adds up in a step. Raises InputError if the batch cannot be shared evenly."""
+    if global_batch_size % (micro * world):
+        what = f"train.global_batch_size {global_batch_size} cannot be shared by {world} process(es) with micro batches of {micro}."
+        raise InputError(what, remedy="Change runtime.micro_batch_size, or set TUNE_PROCESSES.")
+    return global_batch_size // (micro * world)
+
+
 def make(stage: int, offload: str, micro: int, accumulation: int, max_grad_norm: float) -> dict:
     """A configuration for ZeRO `stage`; the bucket sizes are set later, when the trainable weights are counted."""
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": False}
@@ -32,35 +40,49 @@ def make(stage: int, offload: str, micro: int, accumulation: int, max_grad_norm:
 
 
 def set_buckets(config: dict, trainable: int) -> None:
-    """Size communication buckets to the trainable weights; DeepSpeed's default of 5e8 elements takes gigabytes."""
-    size = max(1, min(trainable, 200_000_000))
-    config["zero_optimization"] |= {"reduce_bucket_size": size, "allgather_bucket_size": size}
+    """Size communication buckets to the trainable weights unless the user has; DeepSpeed's default of 5e8 elements takes gigabytes."""
+    zero, size = config["zero_optimization"], max(1, min(trainable, 200_000_000))
+    for name in ("reduce_bucket_size", "allgather_bucket_size"):
+        if zero.get(name, "auto") == "auto":
+            zero[name] = size
 
 
 def merge_users(path: Path, made: dict) -> dict:
     """The user's JSON with what it leaves open (absent or "auto") taken from `made`. Raises InputError on contradictions."""
     try:
         users = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("there is no such DeepSpeed configuration.", str(path), "It is looked for beside the recipe.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"this DeepSpeed configuration cannot be read: {error}", str(path), "It must be JSON.") from None
-    problems = [Problem(what, str(path), "Change it there or in the recipe.") for what in _contradictions(users, made)]
-    if problems:
-        raise InputError(problems=problems)
-    return _fill(users, made)
+        raise InputError(f"this DeepSpeed configuration cannot be read: {error}.", str(path), "It must be JSON.") from None
+    wrong = _misshapen(users, made) or _contradictions(users, made)
+    if wrong:
+        raise InputError(problems=[Problem(what, str(path), "Change it there or in the recipe.") for what in wrong])
+    merged = _fill(users, made)
+    return {name: value for name, value in merged.items() if name not in ("fp16", "train_batch_size")}
+
+
+def _misshapen(users: Any, made: dict) -> list[str]:
+    if not isinstance(users, dict):
+        return ["the configuration is not a JSON object."]
+    objects = ("fp16", *(name for name, value in made.items() if isinstance(value, dict)))
+    return [f"{name} is {users[name]!r}, not an object." for name in objects if not isinstance(users.get(name, {}), dict)]
 
 
 def _contradictions(users: dict, made: dict) -> list[str]:
-    wrong = [f"'{name}' is set here, but the recipe decides it (section train)." for name in ("optimizer", "scheduler", "fp16") if name in users]
+    wrong = [f"'{name}' is set, but the recipe decides it (section train)." for name in ("optimizer", "scheduler") if name in users]
     for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
         if users.get(name, "auto") not in ("auto", made[name]):
             wrong.append(f"{name} is {users[name]}, but the recipe makes it {made[name]}.")
-    if "train_batch_size" in users and users["train_batch_size"] != "auto":
-        wrong.append("train_batch_size is set here, but the recipe decides it (train.global_batch_size).")
+    if users.get("train_batch_size", "auto") != "auto":
+        wrong.append("train_batch_size is set, but the recipe decides it (train.global_batch_size).")
     stage = users.get("zero_optimization", {}).get("stage", "auto")
     if stage not in ("auto", made["zero_optimization"]["stage"]):
         wrong.append(f"zero_optimization.stage is {stage}, but runtime.zero_stage is {made['zero_optimization']['stage']}.")
     if users.get("bf16", {}).get("enabled", "auto") not in ("auto", True):
         wrong.append("bf16 is switched off, but Tunestation trains in bfloat16.")
+    if users.get("fp16", {}).get("enabled", "auto") not in ("auto", False):
+        wrong.append("fp16 is switched on, but Tunestation trains in bfloat16.")
     return wrong
 
 
@@ -71,5 +93,4 @@ def _fill(users: dict, made: dict) -> dict:
             result[name] = _fill(users.get(name, {}), value)
         elif users.get(name) == "auto":
             result[name] = value
-    result.pop("train_batch_size", None)
     return result

@@ -1,0 +1,187 @@
+"""What can be wrong with a recipe beyond its schema: names, local data, the model's folder. Needs neither torch nor a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from tunestation.data.formats import FORMATS
+from tunestation.data.ledger import Ledger
+from tunestation.data.parts import conversations, generated, without_blanks
+from tunestation.data.readers import Row, read_rows
+from tunestation.data.templates import TEMPLATES
+from tunestation.errors import InputError, Problem
+from tunestation.models.folder import check_model_folder
+from tunestation.recipe.document import Key
+from tunestation.recipe.problems import dotted, suggestion
+from tunestation.recipe.sources import FileSource, FolderModel, GeneratorSource, HubModel, HubSource, StarterModel, UrlSource
+from tunestation.stages.fetch import STARTER
+from tunestation.stages.inputs import pin_name
+from tunestation.stages.questions import questions_of
+from tunestation.training import zero
+from tunestation.work import Work
+
+
+def check_data(work: Work) -> None:
+    """Check all that a recipe names on this machine, every local row included. Raises InputError with every problem."""
+    problems = [*work.inputs.problems, *_settings(work), *_rows(work), *_questions(work)]
+    if problems:
+        raise InputError(problems=dict.fromkeys(problems))
+
+
+def check_settings(work: Work) -> None:
+    """The checks that read no rows, made before a run starts. Raises InputError with every problem."""
+    problems = list(_settings(work))
+    if problems:
+        raise InputError(problems=problems)
+
+
+def not_fetched(work: Work) -> list[str]:
+    """The model and data from hubs and the web that are not on this machine yet, in words; they cannot be checked."""
+    if work.folder("fetch"):
+        return []
+    sources = [work.recipe.model.source, *(part.source for part in work.recipe.data.sources)]
+    hubs = [pin_name(source) for source in sources if isinstance(source, (HubModel, HubSource))]
+    return hubs + [source.url for source in sources if isinstance(source, UrlSource)]
+
+
+def _settings(work: Work) -> Iterator[Problem]:
+    yield from _model(work)
+    yield from _template(work)
+    yield from _generators(work)
+    yield from _batch(work)
+
+
+def _problem(work: Work, keys: Sequence[Key], what: str, remedy: str = "") -> Problem:
+    """A problem of the recipe's field at `keys`."""
+    return Problem(f"{dotted(tuple(keys))} {what}", work.loaded.document.where(keys), remedy)
+
+
+def _model(work: Work) -> Iterator[Problem]:
+    source = work.recipe.model.source
+    ref = STARTER if isinstance(source, StarterModel) else work.inputs.model_ref if isinstance(source, FolderModel) else None
+    if ref:
+        found = check_model_folder(work.shelf.volumes.path(ref), ref)
+        yield from (_problem(work, ("model", "source"), f"is unusable: {problem.where} {problem.what}", problem.remedy) for problem in found)
+
+
+def _template(work: Work) -> Iterator[Problem]:
+    name, known = work.recipe.template, ["auto", *TEMPLATES]
+    if name not in known:
+        yield _problem(work, ("template",), f"'{name}' is not known.", suggestion(name, known))
+
+
+def _generators(work: Work) -> Iterator[Problem]:
+    from tunestation.starter.generator import GENERATORS
+
+    places = [(("data", "sources", n, "source"), part.source) for n, part in enumerate(work.recipe.data.sources)]
+    places += [(("evaluate", "checks", n, "source"), check.source) for n, check in enumerate(work.recipe.evaluate.checks)]
+    for keys, source in places:
+        if isinstance(source, GeneratorSource) and source.name not in GENERATORS:
+            yield _problem(work, (*keys, "name"), f"'{source.name}' is no generator.", suggestion(source.name, list(GENERATORS)))
+
+
+def _batch(work: Work) -> Iterator[Problem]:
+    """Whether this machine's processes can share a step, and the user's DeepSpeed configuration if they can."""
+    runtime, train = work.recipe.runtime, work.recipe.train
+    try:
+        accumulation = zero.accumulation_steps(train.global_batch_size, runtime.micro_batch_size, work.processes)
+    except InputError as error:
+        problem = error.problems[0]
+        yield Problem(problem.what, work.loaded.document.where(("train", "global_batch_size")), problem.remedy)
+        return
+    if runtime.deepspeed_config:
+        made = zero.make(runtime.zero_stage, runtime.offload, runtime.micro_batch_size, accumulation, train.max_grad_norm)
+        yield from _deepspeed(work, runtime.deepspeed_config, made)
+
+
+def _deepspeed(work: Work, name: str, made: dict) -> Iterator[Problem]:
+    try:
+        zero.merge_users(work.shelf.volumes.path(f"recipe:{name}"), made)
+    except InputError as error:
+        for problem in error.problems:
+            yield _problem(work, ("runtime", "deepspeed_config"), f"({name}): {problem.what}", problem.remedy)
+
+
+def _rows(work: Work) -> list[Problem]:
+    """Every row of every file that is here; too many untrainable ones are told as `prepare` would tell them."""
+    ledger, problems, count = Ledger(), [], 0
+    for n, part in enumerate(work.recipe.data.sources):
+        for ref in _files(work, n):
+            rows, found = _file(work, n, ref, ledger)
+            count += len(rows)
+            problems += found
+    for reason, dropped in ledger.reasons().most_common():
+        print(f"{dropped} of {count} rows in files cannot be trained: {reason}")
+    everything_here = not work.inputs.problems and not not_fetched(work)
+    return problems if problems or not everything_here else _too_many_dropped(work, ledger, count)
+
+
+def _files(work: Work, n: int) -> list[str]:
+    """References of the files of data source `n` that are on this machine, fetched ones included."""
+    fetch = work.folder("fetch")
+    fetched = json.loads((fetch / "manifest.json").read_text(encoding="utf-8"))["data"][n] if fetch else []
+    return [file["ref"] for file in (*work.inputs.parts[n]["files"], *fetched)]
+
+
+def _file(work: Work, n: int, ref: str, ledger: Ledger) -> tuple[list[Row], list[Problem]]:
+    part, name = work.recipe.data.sources[n], ref.partition(":")[2]
+    try:
+        rows = without_blanks(read_rows(work.shelf.volumes.path(ref), name), ledger)
+        missing = list(_missing_columns(work, n, rows, name))
+        if not missing:
+            conversations(rows, part, name, ledger)
+    except InputError as error:
+        return [], list(error.problems)
+    return rows, missing
+
+
+def _missing_columns(work: Work, n: int, rows: Sequence[Row], name: str) -> Iterator[Problem]:
+    """Columns that the format reads and no row has, with the field of the recipe that names them, if one does."""
+    chosen = work.recipe.data.sources[n].format
+    present = list(dict.fromkeys(column for row in rows for column in row.values if column))
+    for column in FORMATS[chosen.kind].columns(chosen):
+        if column not in present:
+            fields = [field for field in type(chosen).model_fields if field != "kind" and getattr(chosen, field) == column]
+            what = f"names column '{column}'" if fields else f"'{chosen.kind}' reads column '{column}'"
+            yield _problem(work, ("data", "sources", n, "format", *fields[:1]), f"{what}, but {name} has: {', '.join(present)}.")
+
+
+def _generated(source: object) -> int:
+    """How many rows a generator writes; 0 for any other source, and for a generator that does not exist."""
+    if not isinstance(source, GeneratorSource):
+        return 0
+    try:
+        return source.count or len(generated(source.name, source.seed, source.count))
+    except InputError:
+        return 0
+
+
+def _too_many_dropped(work: Work, ledger: Ledger, rows: int) -> list[Problem]:
+    made = sum(_generated(part.source) for part in work.recipe.data.sources)
+    try:
+        ledger.check(rows + made, work.recipe.data.max_dropped)
+    except InputError as error:
+        line = work.loaded.document.where(("data", "max_dropped"))
+        return [Problem(problem.what, line if problem.where == "data" else problem.where, problem.remedy) for problem in error.problems]
+    return []
+
+
+def _questions(work: Work) -> Iterator[Problem]:
+    """The questions of `evaluate.checks`; missing files and unknown generators are told elsewhere."""
+    from tunestation.starter.generator import GENERATORS
+
+    for n, check in enumerate(work.recipe.evaluate.checks):
+        source, found = check.source, work.inputs.checks[n]
+        here = len(found["files"]) == len(source.paths) if isinstance(source, FileSource) else source.name in GENERATORS
+        if here:
+            yield from _bad_questions(work, n, check.model_dump() | found)
+
+
+def _bad_questions(work: Work, n: int, check: dict) -> Iterator[Problem]:
+    try:
+        questions_of(check, work.shelf.volumes)
+    except InputError as error:
+        for problem in error.problems:
+            of_the_check = problem.where == check["name"]
+            yield _problem(work, ("evaluate", "checks", n), problem.what, problem.remedy) if of_the_check else problem
