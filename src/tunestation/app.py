@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tunestation import closing, listing
 from tunestation.errors import InputError, ReproductionDiffers
 from tunestation.pipeline import lock as locks
+from tunestation.pipeline import machine
 from tunestation.pipeline.plan import plan
 from tunestation.pipeline.run import Done, alone, run
 from tunestation.recipe import loading
@@ -49,7 +50,7 @@ def pin_recipe(name: str) -> None:
     print(f"{work.lock_path}: {len(work.pins)} pinned.")
 
 
-def reproduce(  # noqa: PLR0913  one task, one function
+def reproduce(
     name: str,
     assignments: Sequence[str] = (),
     until: str | None = None,
@@ -81,6 +82,10 @@ def _run(work: Work, stages: list, forced: Sequence[str]) -> list[Done]:
     from tunestation.checking import check_settings
 
     check_settings(work)
+    gpus = len(machine.gpus())
+    if not work.settings.processes and work.processes < gpus and any(stage.distributed for stage in stages):
+        batch = work.recipe.train.global_batch_size
+        print(f"Training uses {work.processes} of {gpus} GPUs: more cannot share a step of {batch} evenly (train.global_batch_size).")
     with alone(work.shelf.folder):
         return list(run(stages, work.shelf, work.runtime, work.processes, forced))
 

@@ -61,8 +61,8 @@ def _model(work: Work) -> Iterator[Problem]:
     source = work.recipe.model.source
     ref = STARTER if isinstance(source, StarterModel) else work.inputs.model_ref if isinstance(source, FolderModel) else None
     if ref:
-        found = check_model_folder(work.shelf.volumes.path(ref), ref)
-        yield from (_problem(work, ("model", "source"), f"is unusable: {problem.where} {problem.what}", problem.remedy) for problem in found)
+        for problem in check_model_folder(work.shelf.volumes.path(ref), ref):
+            yield _problem(work, ("model", "source"), f"is unusable: {problem.where} {problem.what}", problem.remedy)
 
 
 def _template(work: Work) -> Iterator[Problem]:
@@ -106,7 +106,7 @@ def _deepspeed(work: Work, name: str, made: dict) -> Iterator[Problem]:
 def _rows(work: Work) -> list[Problem]:
     """Every row of every file that is here; too many untrainable ones are told as `prepare` would tell them."""
     ledger, problems, count = Ledger(), [], 0
-    for n, part in enumerate(work.recipe.data.sources):
+    for n, _part in enumerate(work.recipe.data.sources):
         for ref in _files(work, n):
             rows, found = _file(work, n, ref, ledger)
             count += len(rows)

@@ -19,8 +19,8 @@ INTRO = """\
 
 Written by `invoke docs` from the schema that reads recipes; do not edit it by hand.
 
-A recipe is one YAML file below `recipes/`, called `<name>.yaml`. It says what to make, and nothing about the machine that makes it: folders,
-ports and tokens come from `TUNE_*` variables. The smallest one names a model and data, and takes every other value from this page:
+A recipe is one YAML file below `recipes/`, called `<name>.yaml`. It says what to make, and nothing about the machine that makes it:
+folders, ports and tokens come from `TUNE_*` variables. The smallest one names a model and data, and takes every other value from this page:
 
 ```yaml
 # yaml-language-server: $schema=recipe.schema.json
@@ -35,15 +35,17 @@ data:
 template: chatml
 ```
 
-How to read this page: a section is a part of the recipe, under the name by which you reach it, as in `train.lora`; `[]` is one item of a list. A
-table lists all fields there are. A field whose default is **required** has to be given; *unset* means that nothing is set unless you do.
-Where a part comes in kinds, `kind` chooses one, and each kind has a section with its own fields.
+How to read this page: a section is a part of the recipe, under the name by which you reach it, as in `train.lora`; `[]` is one item of a
+list. A table lists all fields there are. A field whose default is **required** has to be given; *unset* means that nothing is set unless
+you do. Where a part comes in kinds, `kind` chooses one, and each kind has a section with its own fields.
 
 - `invoke check NAME` reads a recipe, tells every problem at once with its line, and runs nothing.
 - `invoke check NAME --resolved` prints it with every default filled in.
-- `--set train.epochs=1` puts a value in place of the recipe's for one run; items of lists are counted from 0: `--set data.sources.0.repeat=5`.
+- `--set train.epochs=1` puts a value in place of the recipe's for one run; items of lists are counted from 0:
+  `--set data.sources.0.repeat=5`.
 - The first line of the example lets editors with a YAML language server complete and check fields while you type.
-- `chat` and `runtime` shape no result, so changing them runs nothing again. One exception: `chat.generation` is written into the merged folder.
+- `chat` and `runtime` shape no result, so changing them runs nothing again. One exception: `chat.generation` is written into the merged
+  folder.
 """
 
 

@@ -54,7 +54,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 
 def _count(env: Mapping[str, str], name: str) -> int | None:
     text = env.get(name, "")
-    if text and (not text.isdigit() or int(text) < 1):
+    if text and (not text.isdecimal() or int(text) < 1):
         raise InputError(f"{name} is '{text}', which is not a count.", "environment", "Set it to 1 or more, or unset it.")
     return int(text) if text else None
 

@@ -54,13 +54,10 @@ def _talk(work: Work, base: bool, job: dict) -> None:
 
 
 def _wait(child: subprocess.Popen) -> int:
-    """Ctrl-C reaches the child as well, which ends by itself; SIGTERM is passed on."""
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            continue
+    """Both Ctrl-C and SIGTERM end the child in good order; a terminal's Ctrl-C reaches it by itself as well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: child.terminate())
+    return child.wait()
 
 
 def _model(work: Work, base: bool) -> Path:

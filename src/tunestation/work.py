@@ -103,7 +103,7 @@ def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = Fals
     return work
 
 
-def _with_pins(path, loaded, settings, shelf, lock, pins, overridden) -> Work:  # noqa: ANN001, PLR0913
+def _with_pins(path, loaded, settings, shelf, lock, pins, overridden) -> Work:
     inputs = look(loaded.recipe, loaded.document.where, pins, shelf.volumes, shelf.digests)
     stages = build_stages(loaded.recipe, inputs)
     return Work(path, loaded, settings, shelf, lock, pins, inputs, stages, overridden)

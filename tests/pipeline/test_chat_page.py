@@ -1,7 +1,6 @@
 """The chat process from outside: answers on standard output, the page over its API, signals, ports."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,10 +11,11 @@ import pytest
 from gradio_client import Client
 from tiny import make_tiny_model
 
-from tunestation.chat import ENVIRONMENT
 from tunestation.chat.engine import Engine
 from tunestation.chat.page import to_messages
+from tunestation.pipeline.process import child_variables
 from tunestation.recipe.schema import Generation
+from tunestation.settings import child_environment
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 20}
 READY_SECONDS = 90
@@ -38,7 +38,7 @@ def start(folder, **job):
             stdout=stdout,
             stderr=stderr,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **ENVIRONMENT},
+            env=child_environment(child_variables(folder, offline=True)),
         )
     process.out, process.err = out, err
     return process

@@ -18,7 +18,6 @@ from tunestation.pipeline.digest import file_digest
 from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.base import Part, Positive
 from tunestation.recipe.data import Format
-from tunestation.recipe.problems import suggestion
 from tunestation.recipe.sources import Sha256
 
 
@@ -107,7 +106,7 @@ def generated(name: str, seed: int, count: int) -> list[Row]:
     from tunestation.starter.generator import GENERATORS
 
     if name not in GENERATORS:
-        raise InputError(f"there is no generator '{name}'.", "source", suggestion(name, list(GENERATORS)))
+        raise InputError(f"there is no generator '{name}'.", "source", f"Choose from: {', '.join(GENERATORS)}.")
     return [Row(values, f"{name}:{number}") for number, values in enumerate(GENERATORS[name](seed, count), start=1)]
 
 

@@ -29,7 +29,7 @@ def main(path: Path) -> int:
     try:
         module, _, name = job.function.partition(":")
         result = getattr(importlib.import_module(module), name)(job.params, job)
-    except BaseException as error:  # noqa: BLE001  every end of the stage is told to the parent
+    except BaseException as error:
         return _report(error, path)
     if rank() == 0:
         write_json(path.with_name("result.json"), asdict(result or Result()))

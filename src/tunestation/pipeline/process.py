@@ -29,9 +29,9 @@ def run_child(stage: Stage, job: Job, logs: Path, cache: Path, processes: int) -
     job.save(logs / "job.json")
     command = _command(stage, logs / "job.json", processes)
     environment = child_environment(child_variables(cache, offline=stage.name != "fetch"))
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True) as child:
-        with _signals(stage, child, logs / STOP):
-            code = child.wait()
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    with child, _signals(stage, child, logs / STOP):
+        code = child.wait()
     return _outcome(stage, logs, code)
 
 
@@ -40,7 +40,8 @@ def _command(stage: Stage, job: Path, processes: int) -> list[str]:
     if not stage.distributed:
         return [sys.executable, *module]
     # --standalone would look the host's name up; a fixed loopback address works without any network
-    launcher = ["tunestation.pipeline.launch", str(job.with_name("log.txt")), "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    launcher = ["tunestation.pipeline.launch", str(job.with_name("log.txt")), *meeting]
     return [sys.executable, "-m", *launcher, f"--nproc-per-node={processes}", *module]
 
 
@@ -59,6 +60,8 @@ def child_variables(cache: Path, offline: bool) -> dict[str, str]:
         "TORCH_EXTENSIONS_DIR": str(cache / "torch_extensions"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "TOKENIZERS_PARALLELISM": "false",
+        # threads that spin while they wait lose tenfold as soon as another program takes one of few cores
+        "OMP_WAIT_POLICY": "passive",
         "GRADIO_ANALYTICS_ENABLED": "False",
         **({} if gpus() else {"DS_ACCELERATOR": "cpu"}),
         **quiet,

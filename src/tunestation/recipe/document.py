@@ -104,7 +104,7 @@ def override(document: Document, assignment: str) -> None:
     target, equals, text = assignment.partition("=")
     if not equals or not target:
         raise InputError(f"'{assignment}' is not key=value.", "--set", "Write for example --set train.epochs=1.")
-    keys = tuple(int(part) if part.isdigit() else part for part in target.strip().split("."))
+    keys = tuple(int(part) if part.isdecimal() else part for part in target.strip().split("."))
     node: Any = document.tree
     for key in keys[:-1]:
         node = _descend(node, key, assignment)

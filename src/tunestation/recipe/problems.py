@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,9 +34,10 @@ def _without_echoes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     locations = [details["loc"] for details in errors]
 
     def echo(details: ErrorDetails) -> bool:
-        here = details["loc"][:-1] if details["type"] == "literal_error" else details["loc"]
-        deeper = len(details["loc"]) + 1
-        return details["type"] in ("too_short", "literal_error") and any(loc[: len(here)] == here and len(loc) >= deeper for loc in locations)
+        own = details["loc"]
+        place = own[:-1] if details["type"] == "literal_error" else own
+        below = any(loc[: len(place)] == place and len(loc) > len(own) for loc in locations)
+        return details["type"] in ("too_short", "literal_error") and below
 
     return [details for details in errors if not echo(details)]
 
@@ -146,11 +148,16 @@ def suggestion(word: str, choices: list[str]) -> str:
 
 def _node(loc: tuple[Key, ...]) -> dict:
     """The JSON schema at `loc`."""
-    schema = Recipe.model_json_schema()
+    schema = _schema()
     node = schema
     for part in loc:
         node = _deref(_step(node, part), schema)
     return node
+
+
+@cache
+def _schema() -> dict:
+    return Recipe.model_json_schema()
 
 
 def _step(node: dict, part: Key) -> dict:

@@ -142,7 +142,7 @@ class Recipe(Part):
         new, source = isinstance(self.model.source, NewModel), self.model.source
         batch, micro = self.train.global_batch_size, self.runtime.micro_batch_size
         return [
-            (new and self.train.method != "full", "train.method|a model of kind 'new' has no weights to adapt. Set train.method to 'full'."),
+            (new and self.train.method != "full", "train.method|a model of kind 'new' has no weights to adapt. Set it to 'full'."),
             (new and self.template == "auto", "template|a model of kind 'new' has no template of its own. Name one, as 'chatml'."),
             (new and source.hidden_size % source.num_attention_heads, "model.source.num_attention_heads|does not divide hidden_size."),
             (

@@ -60,7 +60,11 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
     )
     checks = [check.model_dump(mode="json") | found for check, found in zip(recipe.evaluate.checks, inputs.checks, strict=True)]
     evaluate = Stage(
-        "evaluate", "tunestation.stages.evaluate:run", {"checks": checks}, needs=("fetch", "prepare", "merge"), tools=("torch", "transformers")
+        "evaluate",
+        "tunestation.stages.evaluate:run",
+        {"checks": checks},
+        needs=("fetch", "prepare", "merge"),
+        tools=("torch", "transformers"),
     )
     return [fetch, prepare, train, convert, merge, *([evaluate] if checks else [])]
 

@@ -44,9 +44,8 @@ def pick(folder: Path, which: str) -> Path:
 
 def read_checked(source: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, or of those in a folder, sorted by name. Raises if one is empty or not finite."""
-    files = [source] if source.suffix == ".safetensors" else sorted(source.glob("*.safetensors"))
     try:
-        tensors = {name: tensor for file in files for name, tensor in _read(file).items()}
+        tensors = {name: tensor for file in _files(source) for name, tensor in _read(file).items()}
     except (OSError, SafetensorError) as error:
         raise TunestationError(f"the weights of the checkpoint cannot be read: {error}", str(source), "Train again with --force.") from None
     if not tensors:
@@ -58,9 +57,18 @@ def read_checked(source: Path) -> dict[str, torch.Tensor]:
     return dict(sorted(tensors.items()))
 
 
+def _files(source: Path) -> list[Path]:
+    """The weight files that `source` should have: with an index, a missing one is noticed."""
+    if source.suffix == ".safetensors":
+        return [source]
+    index = source / "model.safetensors.index.json"
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ["model.safetensors"]
+    return [source / name for name in sorted(set(names))]
+
+
 def _read(file: Path) -> dict[str, torch.Tensor]:
     with safe_open(file, framework="pt") as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  safe_open is no dict
 
 
 def clean_config(config: dict, model: dict) -> dict:

@@ -23,11 +23,13 @@ def run(params: dict, job: Job) -> Result:
     tuned = _ask(job.needs["merge"], job, asked)
     base = _base_folder(job)
     untuned = _ask(base, job, asked) if base else {}
+    answers = [_row(name, question, tuned, untuned) for name, questions in asked.items() for question in questions]
+    kept = Path(job.machine["logs"]) / "answers.json"  # stays when a check fails and nothing is published
+    for path in (job.output / "answers.json", kept):
+        path.write_text(json.dumps(answers, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     metrics, failures = {}, []
     for check in params["checks"]:
-        failures += _judge(check, asked[check["name"]], tuned, untuned, metrics)
-    answers = [_row(name, question, tuned, untuned) for name, questions in asked.items() for question in questions]
-    (job.output / "answers.json").write_text(json.dumps(answers, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        failures += _judge(check, asked[check["name"]], tuned, untuned, metrics, kept)
     if failures:
         raise TunestationError(problems=failures)
     return Result(facts={name: len(questions) for name, questions in asked.items()}, metrics=metrics, observed=_by_topic(asked, tuned))
@@ -58,7 +60,7 @@ def _share(questions: list[Question], answers: dict[str, str]) -> float:
     return round(sum(question.right(answers[question.prompt]) for question in questions) / len(questions), 4)
 
 
-def _judge(check: dict, questions: list[Question], tuned: Answers, untuned: Answers, metrics: dict) -> list[Problem]:
+def _judge(check: dict, questions: list[Question], tuned: Answers, untuned: Answers, metrics: dict, kept: Path) -> list[Problem]:
     name = check["name"]
     share = metrics[name] = _share(questions, tuned[name])
     wanted, line = check["at_least"], f"  {name}: {share:.1%} right of {len(questions)}"
@@ -68,7 +70,7 @@ def _judge(check: dict, questions: list[Question], tuned: Answers, untuned: Answ
     print(line, flush=True)
     if share >= wanted:
         return []
-    remedy = "See answers.json, train longer, or lower the demand in evaluate.checks."
+    remedy = f"Every answer is in {kept}. Train longer, or lower the demand in evaluate.checks."
     return [Problem(f"{name}: {share:.1%} of the answers are right, at least {wanted:.1%} are demanded.", remedy=remedy)]
 
 
@@ -85,5 +87,3 @@ def _by_topic(asked: dict[str, list[Question]], tuned: Answers) -> dict:
         for question in questions:
             groups.setdefault(f"{name}: {question.group}", []).append(question.right(tuned[name][question.prompt]))
     return {"by_topic": {group: f"{sum(right)}/{len(right)}" for group, right in sorted(groups.items())}}
-
-

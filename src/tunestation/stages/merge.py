@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tunestation.errors import TunestationError
 from tunestation.pipeline.digest import files_below
 from tunestation.pipeline.job import Job, Result
+from tunestation.stages.convert import ADAPTER, ADAPTER_CONFIG
 from tunestation.training.model import load_tokenizer
 
 
@@ -35,17 +38,28 @@ def run(params: dict, job: Job) -> Result:
 def _merged(job: Job, dtype: torch.dtype) -> PreTrainedModel:
     options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     converted = job.needs["convert"]
-    if not (converted / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(converted, **options)
+    if not (converted / ADAPTER_CONFIG).is_file():
+        model, told = AutoModelForCausalLM.from_pretrained(converted, output_loading_info=True, **options)
+        _complete(told["missing_keys"], converted)
+        return model
     manifest = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))
     base = AutoModelForCausalLM.from_pretrained(job.volumes.path(manifest["model"]["ref"]), **options)
     adapted = PeftModel.from_pretrained(base, converted, local_files_only=True)
+    with safe_open(converted / ADAPTER, framework="pt") as adapter:
+        _complete(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)).difference(adapter.keys()), converted)
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer):
             _add_update(layer, dtype)
     merged = adapted.unload()
     _finite(merged)
     return merged
+
+
+def _complete(missing: Iterable[str], folder: Path) -> None:
+    """A weight that is not there would be filled with random numbers or zeros, and only a warning would say so."""
+    names = sorted(missing)
+    if names:
+        raise TunestationError(f"{len(names)} weights are missing, first {names[0]}.", str(folder), "Train again with --force.")
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from tunestation.errors import InputError, Interrupted, TunestationError
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import world_size
-from tunestation.training import checkpoints, model as models, zero
+from tunestation.training import checkpoints, zero
+from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
 from tunestation.training.order import Order, draw, tokens_by_step
@@ -54,7 +55,8 @@ def _leave_out_shared_memory_op() -> None:
 
 def _refuse_optimizer(name: str) -> None:
     if name != "adamw" and not torch.cuda.is_available():
-        raise InputError(f"train.optimizer '{name}' needs a CUDA GPU, and there is none.", remedy="Use adamw (--set train.optimizer=adamw).")
+        remedy = "Use adamw (--set train.optimizer=adamw)."
+        raise InputError(f"train.optimizer '{name}' needs a CUDA GPU, and there is none.", remedy=remedy)
 
 
 def _warn_of_small_gpu(wanted_gb: float | None) -> None:
@@ -90,14 +92,18 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.
     return model
 
 
-def _trainer(params, job, model, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:  # noqa: ANN001, PLR0913
+def _trainer(params, job, model, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:
     settings, samples = params["settings"], params["samples"]
     tokens = tokens_by_step(order, [len(ids) for ids in rows["input_ids"]], settings["global_batch_size"])
     talk = [[*_system(samples), {"role": "user", "content": prompt}] for prompt in samples["prompts"]]
+
+    def answer() -> list[str]:
+        return batch_answers(model, tokenizer, talk, samples["max_new_tokens"]) if talk else []
+
     callbacks = [
         TensorBoardCallback(SummaryWriter(log_dir=str(job.output / "logs"))),
         Watch(tokens, order.steps),
-        Samples(lambda: batch_answers(model, tokenizer, talk, samples["max_new_tokens"]) if talk else [], samples["every_steps"], job.output / "samples.json"),
+        Samples(answer, samples["every_steps"], job.output / "samples.json"),
         StopOnRequest(stop_file(job)),
         *([] if job.machine["zero_stage"] else [FreshOptimizer()]),
     ]
@@ -130,7 +136,7 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
     checkpoint = checkpoints.to_resume(folder, world_size(), job.machine["micro_batch_size"], job.machine["zero_stage"])
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)
-    with checkpoints.trusted_classes_only():
+    with checkpoints.trusted_classes_only(checkpoint):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch, samples, stop = (_callback(trainer, kind) for kind in (Watch, Samples, StopOnRequest))
     if stop.stopped:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from tunestation.errors import TunestationError
 
@@ -61,9 +62,11 @@ def best_of(checkpoints: list[Path]) -> Path | None:
 
 
 def to_resume(folder: Path, world_size: int, micro_batch_size: int, zero_stage: int) -> Path | None:
-    """The newest complete checkpoint; what was being saved is removed. Raises if it belongs to another world."""
-    shutil.rmtree(folder / SAVING, ignore_errors=True)
-    newest = (complete(folder) or [None])[-1]
+    """The newest complete checkpoint; incomplete ones are removed. Raises if it belongs to another world."""
+    every = complete(folder)
+    for path in [folder / SAVING, *(path for path in folder.glob("checkpoint-*") if path not in every)]:
+        shutil.rmtree(path, ignore_errors=True)
+    newest = (every or [None])[-1]
     if newest is None:
         return None
     stamp = stamp_of(newest)
@@ -77,8 +80,11 @@ def to_resume(folder: Path, world_size: int, micro_batch_size: int, zero_stage: 
 
 
 @contextmanager
-def trusted_classes_only() -> Iterator[None]:
-    """DeepSpeed reads its shards with a pickle that may run code; here it may only name the classes it really stores."""
+def trusted_classes_only(checkpoint: Path | None) -> Iterator[None]:
+    """DeepSpeed reads its shards with a pickle that may run code; here it may only name the classes it really stores.
+
+    Raises TunestationError when `checkpoint`, read inside, names others.
+    """
     import torch
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -93,5 +99,8 @@ def trusted_classes_only() -> Iterator[None]:
     TorchCheckpointEngine.load = load
     try:
         yield
+    except UnpicklingError:
+        what = "this checkpoint holds objects that no training writes; they were not loaded."
+        raise TunestationError(what, str(checkpoint), "Delete it to go on from an earlier one, or start over with --force.") from None
     finally:
         TorchCheckpointEngine.load = unsafe

@@ -95,7 +95,9 @@ def held_out_loss(model: torch.nn.Module, rows: list[dict], collate: Collate, de
     return (totals[0] / totals[1]).item()
 
 
-def arguments(settings: dict, steps: int, micro: int, accumulation: int, zero: dict, output: Path, every_steps: int | None) -> TrainingArguments:
+def arguments(
+    settings: dict, steps: int, micro: int, accumulation: int, zero: dict, output: Path, every_steps: int | None
+) -> TrainingArguments:
     """TrainingArguments of a recipe's `train` section; `settings` is that section as JSON, `zero` the DeepSpeed configuration."""
     cuda = torch.cuda.is_available()
     optimizers = {"adamw": "adamw_torch", "paged_adamw_32bit": "paged_adamw_32bit", "adamw_8bit": "adamw_bnb_8bit"}

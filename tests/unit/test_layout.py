@@ -1,0 +1,93 @@
+"""What holds for all of the code: which module may import what, and how long things may be."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tunestation.settings import PROJECT
+
+HEAVY = ("torch", "transformers", "datasets", "gradio", "huggingface_hub", "openpyxl", "deepspeed", "peft")
+LIGHT = (
+    "app",
+    "work",
+    "recipe.loading",
+    "recipe.schema",
+    "pipeline.run",
+    "pipeline.lock",
+    "pipeline.plan",
+    "pipeline.child",
+    "settings",
+    "errors",
+    "report",
+)
+LIGHT += (
+    "checking",
+    "reference",
+    "listing",
+    "closing",
+    "verifying",
+    "talking",
+    "stages",
+    "stages.questions",
+    "training.order",
+    "training.zero",
+)
+SOURCES = sorted((PROJECT / "src").rglob("*.py"))
+
+
+def test_what_answers_at_once_imports_no_heavy_package():
+    modules = ", ".join(f"tunestation.{name}" for name in LIGHT)
+    code = f"import sys, {modules}; print([name for name in {HEAVY} if name in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(PROJECT / "src")}
+    )
+    assert found.stdout == "[]\n"
+
+
+def test_the_pipeline_knows_nothing_of_language_models():
+    allowed = ("tunestation.pipeline", "tunestation.errors", "tunestation.settings")
+    for path in (PROJECT / "src/tunestation/pipeline").glob("*.py"):
+        ours = [name for name in imported(path) if name.startswith("tunestation")]
+        assert [name for name in ours if not name.startswith(allowed)] == [], path.name
+
+
+def imported(path) -> set[str]:
+    """Modules that the file at `path` imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def test_the_tasks_are_short_and_import_only_invoke_and_the_standard_library_before_the_stack_is_there():
+    path = PROJECT / "tasks.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
+    tops = {name.partition(".")[0] for name in imported(path)}
+    assert tops - set(sys.stdlib_module_names) == {"invoke", "tunestation"}
+    at_the_top = {
+        alias.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert "tunestation" not in at_the_top
+
+
+def test_no_file_is_longer_than_300_lines():
+    assert [path.name for path in SOURCES if len(path.read_text(encoding="utf-8").splitlines()) > 300] == []
+
+
+def test_no_function_is_longer_than_50_lines():
+    long = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 50:
+                long.append(f"{path.name}:{node.name}")
+    assert set(long) <= {"__init__.py:build_stages"}  # the whole pipeline on one screen
+
+
+@pytest.mark.parametrize("word", ["trust_remote_code=True", "weights_only=False"])
+def test_no_code_of_others_is_ever_run(word):
+    assert [path.name for path in SOURCES if word in path.read_text(encoding="utf-8")] == []

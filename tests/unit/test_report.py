@@ -1,0 +1,72 @@
+"""What people see."""
+
+import pytest
+
+from tunestation.errors import InputError, Interrupted, Problem, ReproductionDiffers, TunestationError, from_json
+from tunestation.report import Progress, duration, table, width
+
+
+def test_columns_are_aligned_also_where_chinese_characters_take_two_places():
+    text = table([("你是谁？", "ours"), ("Who are you?", "x")], ("asked", "answer"))
+    assert text.splitlines() == ["asked         answer", "------------  ------", "你是谁？      ours", "Who are you?  x"]
+    assert {width(line.split("ours")[0].split("x")[0]) for line in text.splitlines()[2:]} == {14}
+
+
+def test_a_table_without_header_or_rows():
+    assert table([("a", "b")]) == "a  b"
+    assert table([]) == ""
+    assert table([], ("a", "b")) == "a  b\n-  -"
+
+
+def test_cells_may_be_numbers_and_lines_have_no_blanks_at_their_ends():
+    assert table([(1, "x"), (22, "")]) == "1   x\n22"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (7.24, "7.2 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+        (3599.9, "1 h 00 min"),
+    ],
+)
+def test_durations_are_written_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_progress_in_a_pipe_is_a_line_with_what_is_left(capsys):
+    progress = Progress(10, every_seconds=0)
+    for done in range(1, 11):
+        progress.show(done, "loss 1.0")
+    progress.note("a checkpoint")
+    progress.close("done")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert lines[4].startswith("  ━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌ 5/10  loss 1.0  ")
+    assert lines[9].endswith("0.0 s left")
+    assert lines[10:] == ["  a checkpoint", "  done"]
+
+
+def test_progress_tells_no_more_than_now_and_then_but_always_the_end(capsys):
+    progress = Progress(1000, every_seconds=60)
+    for done in range(1, 1001):
+        progress.show(done, "")
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/1000", "1000/1000"]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(TunestationError, 1), (Interrupted, 1), (InputError, 2), (ReproductionDiffers, 3)])
+def test_an_error_comes_back_the_same_from_another_process(kind, code):
+    error = kind(problems=[Problem("is wrong.", "x:1", "Mend it."), Problem("坏了。")])
+    again = from_json(error.to_json())
+    assert (type(again), again.problems, again.exit_code, str(again)) == (kind, error.problems, code, str(error))
+
+
+def test_an_error_says_where_what_and_what_to_do():
+    assert str(TunestationError("is wrong.", "x:1", "Mend it.")) == "x:1: is wrong. Mend it."
+    assert str(TunestationError("is wrong.")) == "is wrong."
+    assert str(InputError("is wrong.")) == "is wrong."
+    assert str(InputError(problems=[Problem("a"), Problem("b")])) == "a\nb\n2 problems; nothing was run."

@@ -1,0 +1,79 @@
+"""The tasks as a person types them: `invoke ...` in a process of its own, with its exit code and what it says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from recipes_for_tests import ROW, SMALL, write_rows
+
+from tunestation.recipe import loading
+from tunestation.settings import PROJECT
+
+
+@pytest.fixture(scope="module")
+def invoke(tmp_path_factory):
+    """Runs a task; returns its exit code, what it printed, and what it said on stderr. A traceback fails the test."""
+    folder = tmp_path_factory.mktemp("station")
+    write_rows(folder / "recipes" / "rows.jsonl", [ROW])
+    (folder / "recipes" / "small.yaml").write_text(SMALL, encoding="utf-8")
+    bad = SMALL.replace("name: small", "name: bad").replace("epochs: 1", "epoch: 1").replace("rank: 8", "rank: many")
+    (folder / "recipes" / "bad.yaml").write_text(bad, encoding="utf-8")
+    places = {"TUNE_RUNNER": "here", "TUNE_HOME": str(folder / "home"), "TUNE_RECIPES": str(folder / "recipes"), "CUDA_VISIBLE_DEVICES": ""}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TUNE_")}
+
+    def run(*words: str, **more: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "invoke", *words]
+        done = subprocess.run(command, cwd=PROJECT, env=kept | places | more, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.returncode, done.stdout.replace(f"{folder}/", ""), done.stderr.replace(f"{folder}/", "")
+
+    run.folder = folder
+    return run
+
+
+def test_a_bad_recipe_tells_every_problem_with_exit_code_2_and_runs_nothing(invoke):
+    code, out, said = invoke("reproduce", "bad")
+    assert (code, out) == (2, "")
+    assert said.splitlines() == [
+        "recipes/bad.yaml:12: train.epoch is not a field. Did you mean 'epochs'?",
+        "recipes/bad.yaml:13: train.lora.rank must be a whole number, not 'many'.",
+        "2 problems; nothing was run.",
+    ]
+    assert not (invoke.folder / "home" / "runs").exists()
+
+
+def test_an_unknown_recipe_is_told_with_the_nearest_one_and_exit_code_2(invoke):
+    assert invoke("status", "smal") == (2, "", "there is no recipe 'smal' in recipes. Did you mean 'small'?\n")
+
+
+def test_an_unknown_argument_is_told(invoke):
+    assert invoke("check", "small", "--resolvd") == (1, "", "No idea what '--resolvd' is!\n")
+
+
+def test_the_status_says_what_would_run_and_why(invoke):
+    code, out, _ = invoke("status", "small", "--set", "train.epochs=2")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[2:]] == [
+        [stage, "run"] for stage in ("fetch", "prepare", "train", "convert", "merge")
+    ]
+    assert "never run with these settings" in out
+
+
+def test_the_resolved_recipe_is_a_recipe(invoke, tmp_path):
+    code, out, _ = invoke("check", "small", "--resolved")
+    (tmp_path / "small.yaml").write_text(out, encoding="utf-8")
+    assert code == 0
+    assert loading.load(tmp_path / "small.yaml").recipe.train.lora.rank == 8
+
+
+def test_the_list_of_recipes_can_be_searched(invoke):
+    code, out, _ = invoke("recipes", "--like", "A SMALL")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["small"]
+
+
+def test_a_run_volume_that_takes_no_files_is_told_with_exit_code_1(invoke):
+    code, _, said = invoke("fetch", "small", TUNE_RUNS=str(invoke.folder / "recipes" / "rows.jsonl" / "runs"))
+    assert code == 1
+    assert said.startswith("nothing can be written to recipes/rows.jsonl/runs/small (Not a directory). Make the folder writable")
