@@ -114,7 +114,7 @@ def first_steps(station):
     found = {}
     for micro in (1, 2, 4):
         name = f"micro-{micro}"
-        settings = {"method": "full", "epochs": 0.2, "max_tokens": 64, "packing": False, "global_batch_size": 4, "learning_rate": 1e-5}
+        settings = {"method": "full", "epochs": 0.5, "max_tokens": 64, "packing": False, "global_batch_size": 4, "learning_rate": 1e-5}
         station.write(recipe(name=name, train=settings, evaluate={"fraction": 0, "prompts": []}, runtime={"micro_batch_size": micro}))
         trained = station.make("train", name=name)
         found[micro] = (history(trained, "loss")[1], history(trained, "grad_norm")[1])
@@ -128,7 +128,7 @@ def test_under_deepspeed_the_split_into_micro_batches_changes_no_step(first_step
 
 def test_deepspeed_steps_along_the_gradient_of_the_mean_over_labelled_tokens(station, first_steps):
     rows = load_rows(station.make("prepare", name="micro-1") / "train")
-    first = [rows[visit] for visit in draw(len(rows), 0.2, 4, 42).visits[:4]]
+    first = [rows[visit] for visit in draw(len(rows), 0.5, 4, 42).visits[:4]]
     assert len({sum(label != IGNORE for label in row["labels"]) for row in first}) > 1, "rows of one length cannot tell"
     model = AutoModelForCausalLM.from_pretrained(station.model, dtype=torch.float32, attn_implementation="sdpa")
     batch = Collate(PAD)(first)

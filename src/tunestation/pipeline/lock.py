@@ -108,11 +108,10 @@ def _compare_measures(stage: Stage, record: dict, locked: dict) -> Comparison:
 
 
 def _gap(value: float | None, wanted: dict) -> tuple[float, float]:
-    """Relative distance from the locked value, and what is allowed; a missing metric is infinitely far."""
+    """Relative distance from the locked value (plain distance from 0), and what is allowed; a missing metric is infinitely far."""
     if value is None:
         return float("inf"), wanted["tolerance"]
-    scale = max(abs(wanted["value"]), 1e-12)
-    return abs(value - wanted["value"]) / scale, wanted["tolerance"]
+    return abs(value - wanted["value"]) / (abs(wanted["value"]) or 1.0), wanted["tolerance"]
 
 
 def differs(comparisons: list[Comparison]) -> bool:
