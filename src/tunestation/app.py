@@ -66,6 +66,8 @@ def reproduce(
     if dry_run:
         print(listing.steps(plan(work.until(until), work.shelf, force)))
         return
+    if update_lock and until:
+        raise InputError("a lock holds the whole recipe.", "--update-lock", "Leave --until out.")
     work = pin(work)
     stages = work.until(until)
     done = _run(work, stages, [stage.name for stage in stages] if force else [])
@@ -92,7 +94,7 @@ def _run(work: Work, stages: list, forced: Sequence[str]) -> list[Done]:
 
 def _settle(work: Work, until: str | None, update_lock: bool) -> list[locks.Comparison]:
     """Compare with the lock; write it if there is none yet, or if asked to."""
-    records = work.records()
+    records = work.records(work.until(until))
     if work.overridden:
         print("\nNot compared with the lock: --set changed the recipe.")
         return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from fake_hub import COMMIT, FakeHub, Repository
 
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.volumes import Volumes
+from tunestation.settings import child_environment
 
 IMPATIENT = """
 import sys
@@ -71,7 +71,7 @@ class Station:
         written.save(folder / "job.json")
         limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))
         environment = {
-            **os.environ,
+            **child_environment({}),
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.root / "home"),
             "HF_HUB_DISABLE_TELEMETRY": "1",

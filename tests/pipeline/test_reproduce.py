@@ -152,6 +152,7 @@ def test_a_changed_model_file_is_noticed_and_fetch_tells_the_rest(workspace, tel
     [
         ("chat.title=Other", []),
         ("chat.system=Be brief.", []),
+        ("chat.generation.temperature=0", ["merge", "evaluate"]),
         ("runtime.zero_stage=0", []),
         ("runtime.micro_batch_size=2", []),
         ("runtime.min_gpu_memory_gb=24", []),

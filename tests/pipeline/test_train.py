@@ -132,6 +132,13 @@ def test_the_result_tells_losses_sample_answers_and_speed(station, trained):
     assert list((trained / "logs").glob("events.out.tfevents.*"))
 
 
+def test_no_file_of_a_checkpoint_names_a_folder_of_this_machine(station, trained, full):
+    for result in (trained, full):
+        texts = {file.name: file.read_text(encoding="utf-8") for file in last_checkpoint(result).glob("*.json")}
+        assert texts
+        assert [name for name, text in texts.items() if str(station.model.parent) in text] == []
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(station):
     # a learning rate so high that the held-out loss does not fall to the end
     high = ("train.learning_rate=0.3", "train.schedule=constant")

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tunestation.chat.main import ChatJob
+from tunestation.settings import child_environment
 
 
 def test_a_job_is_read_from_json_with_the_recipe_s_generation_defaults():
@@ -23,4 +24,5 @@ def test_a_job_with_an_unknown_key_or_an_impossible_port_is_refused():
 
 def test_nothing_heavy_is_imported_before_the_job_is_read():
     loaded = "import sys, tunestation.chat.main; print([name for name in ('torch', 'transformers', 'gradio') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", loaded], env=child_environment({}), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -77,17 +77,17 @@ def _zero_config(job: Job, settings: dict, accumulation: int) -> dict:
 
 def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.Module:
     settings, sharded = params["settings"], config["zero_optimization"]["stage"] == 3
-    if params["new_model"]:
+    base = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))["model"]
+    if base is None:
         model = models.new_model(params["new_model"], tokenizer)
     else:
-        manifest = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))
         quantise = settings["base"] if settings["method"] == "qlora" else None
-        model = models.load_base(job.volumes.path(manifest["model"]["ref"]), quantise, sharded)
+        model = models.load_base(job.volumes.path(base["ref"]), quantise, sharded)
     model.config.use_cache = False
     if job.machine["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings["method"] != "full":
-        model = models.add_adapters(model, settings["lora"])
+        model = models.add_adapters(model, settings["lora"], base["repo"] or base["ref"])
     print(f"  {models.trainable(model):,} of {models.total(model):,} weights learn, on {models.device()}", flush=True)
     return model
 

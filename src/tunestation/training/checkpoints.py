@@ -40,17 +40,22 @@ def stamp_of(checkpoint: Path) -> Stamp:
     return Stamp(**json.loads((checkpoint / STAMP).read_text(encoding="utf-8")))
 
 
-def seal(saving: Path, folder: Path, stamp: Stamp, keep: int) -> None:
-    """Publish what was saved below `saving` as a complete checkpoint and drop older ones than the `keep` newest."""
+def seal(saving: Path, folder: Path, stamp: Stamp, keep: int, save_steps: int) -> None:
+    """Publish what was saved below `saving` as a complete checkpoint; of the others stay the `keep` newest and the best.
+
+    One that was asked for between two multiples of `save_steps` goes as soon as a newer one is there: a training that was
+    stopped and went on keeps the same checkpoints as one that ran through.
+    """
     (saved,) = saving.glob("checkpoint-*")
     (saved / STAMP).write_text(json.dumps(asdict(stamp), sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(folder / saved.name, ignore_errors=True)
     saved.rename(folder / saved.name)
     shutil.rmtree(saving)
-    every = complete(folder)
-    best = best_of(every)
-    for path in every[:-keep]:
-        if path != best:
+    *older, newest = complete(folder)
+    planned = [path for path in older if stamp_of(path).step % save_steps == 0]
+    kept = {*[*planned, newest][-keep:], best_of([*planned, newest])}
+    for path in older:
+        if path not in kept:
             shutil.rmtree(path)
 
 

@@ -63,8 +63,11 @@ def keep_weights_in_place(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def add_adapters(model: PreTrainedModel, lora: dict) -> torch.nn.Module:
-    """Freeze `model` and put LoRA adapters of {rank, alpha, dropout, target_modules} over its linear layers."""
+def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Module:
+    """Freeze `model` and put LoRA adapters of {rank, alpha, dropout, target_modules} over its linear layers.
+
+    The adapter names its base as `base`; peft would write the folder of this machine into every checkpoint.
+    """
     targets = lora["target_modules"]
     config = LoraConfig(
         r=lora["rank"],
@@ -74,7 +77,9 @@ def add_adapters(model: PreTrainedModel, lora: dict) -> torch.nn.Module:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return adapted
 
 
 def trainable(model: torch.nn.Module) -> int:

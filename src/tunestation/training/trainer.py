@@ -60,7 +60,7 @@ class RecipeTrainer(Trainer):
             saving = self.folder / checkpoints.SAVING
             for name in ("training_args.bin", "README.md"):  # a pickle that nothing reads, and an empty model card
                 next(saving.glob("checkpoint-*")).joinpath(name).unlink(missing_ok=True)
-            checkpoints.seal(saving, self.folder, self._stamp(step), self.keep)
+            checkpoints.seal(saving, self.folder, self._stamp(step), self.keep, self.args.save_steps)
         self._wait()
 
     def _stamp(self, step: int) -> checkpoints.Stamp:
