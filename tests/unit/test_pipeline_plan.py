@@ -1,5 +1,7 @@
 """What would run and why: nothing runs twice without a reason that is said."""
 
+from dataclasses import replace
+
 import pytest
 from line import here, stage
 
@@ -77,6 +79,12 @@ def test_a_changed_or_missing_file_of_a_volume_is_named(line):
 def test_interrupted_work_is_resumed(line):
     line.shelf.partial("one", line.plan()[0].key).mkdir(parents=True)
     assert line.says()[0] == ("resume", "was interrupted; goes on where it stopped")
+
+
+def test_a_stage_that_keeps_no_checkpoints_begins_anew(line):
+    anew = replace(line.stages[0], graceful=False)
+    line.shelf.partial("one", line.plan(anew)[0].key).mkdir(parents=True)
+    assert line.says(anew) == [("run", "never run with these settings")]
 
 
 def test_forced_stages_run_whatever_is_there(line):

@@ -29,7 +29,7 @@ class Stage:
     exact: bool = False
     """Equal inputs give equal bytes on every machine; else only on the same kind of device."""
     graceful: bool = False
-    """Can be asked to stop and keep a checkpoint."""
+    """Can be asked to stop and keep a checkpoint, and goes on from one; any other stage begins anew after an interruption."""
     distributed: bool = False
     """Starts through torch.distributed.run, one process a GPU."""
     unchecked: tuple[str, ...] = ("logs/*",)
