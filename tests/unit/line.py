@@ -15,8 +15,8 @@ from tunestation.pipeline.volumes import Volumes
 
 
 def stage(name: str, function: str = "write", needs: tuple[str, ...] = (), **params) -> Stage:
-    """A stage whose function is one of stages_for_tests, and that can go on where it stopped."""
-    return Stage(name, f"stages_for_tests:{function}", params, needs, graceful=True)
+    """A stage whose function is one of stages_for_tests; all but `stop` can go on where they were interrupted."""
+    return Stage(name, f"stages_for_tests:{function}", params, needs, graceful=function != "stop")
 
 
 def here(stage: Stage, job: Job, logs: Path, cache: Path, processes: int) -> dict:
