@@ -65,6 +65,11 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
+def runner() -> str:
+    """TUNE_RUNNER: where tasks run; "here" is the running Python as it is, empty lets Tunestation choose."""
+    return os.environ.get("TUNE_RUNNER", "")
+
+
 def visible_gpus_variable() -> str | None:
     """The value of CUDA_VISIBLE_DEVICES, None when unset."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")

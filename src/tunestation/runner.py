@@ -1,0 +1,68 @@
+"""Where a task runs. Standard library only: it works before anything is installed.
+
+The first task that needs it installs the pinned stack into .venv with plain pip, so pip's own configuration decides
+between the CUDA and a CPU build of torch. TUNE_RUNNER=here uses the running Python as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from tunestation import errors
+from tunestation.settings import PROJECT, runner
+
+PYTHON = PROJECT / ".venv" / "bin" / "python"
+
+
+def call(function: str, *arguments: object, **options: object) -> None:
+    """Call `tunestation.app.<function>` on the pinned stack; an error becomes its message and exit code."""
+    stack()
+    from tunestation import app
+
+    try:
+        getattr(app, function)(*arguments, **options)
+    except errors.TunestationError as error:
+        _leave(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _leave("Stopped.", 1)
+
+
+def tool(*arguments: str) -> None:
+    """Run a developer's tool (`-m pytest ...`) in the checkout and end with its exit code."""
+    stack("requirements-dev")
+    sys.exit(subprocess.run([sys.executable, *arguments], cwd=PROJECT, check=False).returncode)
+
+
+def stack(*names: str) -> None:
+    """Have the packages of docker/<name>.txt, and run in .venv: this process is replaced by one of .venv if need be."""
+    if runner() == "here":
+        return
+    if not PYTHON.exists():
+        print(f"Making {PYTHON.parents[1]} ...", flush=True)
+        venv.create(PYTHON.parents[1], with_pip=True)
+    for name in ("requirements", *names):
+        _install(PROJECT / "docker" / f"{name}.txt")
+    if Path(sys.prefix).resolve() != PYTHON.parents[1].resolve():
+        os.execv(PYTHON, [str(PYTHON), "-m", "invoke", *sys.argv[1:]])
+
+
+def _install(wanted: Path) -> None:
+    mark = PYTHON.parents[1] / f".{wanted.stem}-{hashlib.sha256(wanted.read_bytes()).hexdigest()[:16]}"
+    if mark.exists():
+        return
+    print(f"Installing {wanted.relative_to(PROJECT)} into .venv; this happens once ...", flush=True)
+    if subprocess.run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-r", wanted], check=False).returncode:
+        _leave(f"pip could not install {wanted}. See its message above; the same command goes on from there.", 1)
+    mark.touch()
+
+
+def _leave(message: str, code: int) -> None:
+    """End the task as invoke wants it: a message on stderr and an exit code, no traceback."""
+    from invoke import Exit
+
+    raise Exit(message, code) from None
