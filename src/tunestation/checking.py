@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 from tunestation.data.formats import FORMATS
@@ -11,6 +10,7 @@ from tunestation.data.parts import conversations, generated, without_blanks
 from tunestation.data.readers import Row, read_rows
 from tunestation.data.templates import TEMPLATES
 from tunestation.errors import InputError, Problem
+from tunestation.fetching.manifest import data_of
 from tunestation.models.folder import check_model_folder
 from tunestation.recipe.document import Key
 from tunestation.recipe.problems import dotted, suggestion
@@ -120,7 +120,7 @@ def _rows(work: Work) -> list[Problem]:
 def _files(work: Work, n: int) -> list[str]:
     """References of the files of data source `n` that are on this machine, fetched ones included."""
     fetch = work.folder("fetch")
-    fetched = json.loads((fetch / "manifest.json").read_text(encoding="utf-8"))["data"][n] if fetch else []
+    fetched = data_of(fetch)[n] if fetch else []
     return [file["ref"] for file in (*work.inputs.parts[n]["files"], *fetched)]
 
 

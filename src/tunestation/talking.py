@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from tunestation.errors import InputError, TunestationError
-from tunestation.pipeline.child import write_json
+from tunestation.fetching.manifest import model_of
+from tunestation.pipeline.files import write_json
 from tunestation.pipeline.process import child_variables
 from tunestation.settings import child_environment
 from tunestation.work import Work
@@ -67,10 +67,10 @@ def _model(work: Work, base: bool) -> Path:
         raise InputError(f"'{name}' has no finished model with these settings yet.", remedy=f"Run 'invoke reproduce {name}' first.")
     if not base:
         return merged
-    model = json.loads((work.folder("fetch") / "manifest.json").read_text(encoding="utf-8"))["model"]
-    if not model:
+    model = model_of(work.folder("fetch"))
+    if model is None:
         raise InputError(f"'{work.recipe.name}' starts from new weights: there is no untuned model.", remedy="Ask without --base.")
-    return work.shelf.volumes.path(model["ref"])
+    return work.shelf.volumes.path(model.ref)
 
 
 def _tokenizer(work: Work) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from tunestation import settings as machine_settings
 from tunestation.errors import InputError
 from tunestation.pipeline import lock as locks
 from tunestation.pipeline import machine
-from tunestation.pipeline.child import write_json
 from tunestation.pipeline.digest import Digests
+from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.run import unwritable
 from tunestation.pipeline.shelf import Shelf
 from tunestation.pipeline.stage import Stage, keys
@@ -111,7 +110,7 @@ def _with_pins(path, loaded, settings, shelf, lock, pins, overridden) -> Work:
 
 def _remembered(shelf: Shelf) -> dict[str, str]:
     path = shelf.folder / "pins.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def pin(work: Work, again: bool = False) -> Work:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from station import last_checkpoint, record
 
 from tunestation.errors import TunestationError
+from tunestation.fetching.manifest import FetchedModel
 from tunestation.pipeline.job import Job
 from tunestation.stages.convert import clean_config, pick, read_checked, run
 from tunestation.training.checkpoints import Stamp, seal
@@ -36,7 +37,7 @@ def test_the_configuration_of_the_adapter_names_its_base_and_lists_in_one_order(
 
 
 def test_a_base_from_a_hub_is_named_by_repository_and_commit():
-    config = clean_config({"target_modules": ["b", "a"]}, {"ref": "models:hub/x", "repo": "owner/x", "commit": "c" * 40})
+    config = clean_config({"target_modules": ["b", "a"]}, FetchedModel("models:hub/x", "owner/x", "c" * 40, {}))
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/x", "c" * 40)
     assert config["target_modules"] == ["a", "b"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import importlib
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tunestation.errors import TunestationError
+from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.settings import rank
 
@@ -51,13 +51,6 @@ def _in_words(error: BaseException, log: Path) -> TunestationError:
         return TunestationError(f"memory ran out: {str(error).splitlines()[0]}", remedy=remedy)
     first = (str(error).strip().splitlines() or [""])[0]
     return TunestationError(f"{type(error).__name__}: {first}", remedy=f"The whole story is in {log}")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write `value` so that the name exists only when the file is complete."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _split_output(log: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.volumes import Volumes
 
 
@@ -30,12 +30,12 @@ class Job:
 
     def save(self, path: Path) -> None:
         """Write as JSON to `path`."""
-        path.write_text(json.dumps(asdict(self), default=str, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Job:
         """Read what `save` wrote."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         raw["needs"] = {name: Path(folder) for name, folder in raw["needs"].items()}
         raw["volumes"] = Volumes(**{name: Path(folder) for name, folder in raw["volumes"].items()})
         return cls(**{**raw, "output": Path(raw["output"])})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tunestation.errors import InputError
+from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.stage import Stage, differences
 
 Verdict = Literal["exact", "within tolerance", "differs", "not comparable"]
@@ -33,7 +33,7 @@ def path_of(recipe: Path) -> Path:
 def read(path: Path) -> dict:
     """The lock at `path`; empty if there is none. Raises InputError if it is damaged, as by a merge of two branches."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
     except ValueError as error:
         remedy = "Take the committed one again, or delete it and let 'invoke reproduce' write another."
         raise InputError(f"this lock is not JSON: {error}.", str(path), remedy) from None
@@ -41,9 +41,7 @@ def read(path: Path) -> dict:
 
 def write(path: Path, lock: dict) -> None:
     """Write the lock, complete or not at all, with a line a value so that changes can be read."""
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(json.dumps(lock, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, lock)
 
 
 def entry(record: dict, before: dict | None = None) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tunestation.errors import Interrupted, TunestationError, from_json
+from tunestation.pipeline.files import read_json
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.machine import gpus
 from tunestation.pipeline.stage import Stage
@@ -90,9 +90,9 @@ def _signals(stage: Stage, child: subprocess.Popen, stop: Path) -> Iterator[None
 
 def _outcome(stage: Stage, logs: Path, code: int) -> dict:
     if (logs / "error.json").is_file():
-        raise from_json(json.loads((logs / "error.json").read_text(encoding="utf-8")))
+        raise from_json(read_json(logs / "error.json"))
     if code == 0 and (logs / "result.json").is_file():
-        return json.loads((logs / "result.json").read_text(encoding="utf-8"))
+        return read_json(logs / "result.json")
     if (logs / STOP).exists():
         raise Interrupted(f"{stage.name} was stopped.", remedy="The same command goes on from what is complete.")
     raise TunestationError(f"{stage.name} ended without a result ({_ending(code)}).", remedy=f"The whole story is in {logs / 'log.txt'}")

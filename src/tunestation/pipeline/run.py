@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,8 @@ from filelock import FileLock, Timeout
 
 from tunestation.errors import TunestationError
 from tunestation.pipeline import machine
-from tunestation.pipeline.child import write_json
 from tunestation.pipeline.digest import RECORD, write_sums
+from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.plan import Step, decide
 from tunestation.pipeline.process import run_child
@@ -123,4 +122,4 @@ def _record(step: Step, found: dict[str, str], shelf: Shelf, result: dict, outpu
 
 def read_record(folder: Path) -> dict:
     """The record of a published folder."""
-    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return read_json(folder / RECORD)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from tunestation.pipeline.digest import RECORD, SUMS, Digests, outputs_digest, read_sums
+from tunestation.pipeline.files import read_json
 from tunestation.pipeline.volumes import Volumes
 
 
@@ -33,11 +33,11 @@ class Shelf:
     def record(self, stage: str, key: str) -> dict | None:
         """What the run that made it wrote down; None if there is no finished result."""
         path = self.published(stage, key) / RECORD
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def latest_record(self, stage: str) -> dict | None:
         """The youngest record of any key of this stage."""
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob(f"{stage}-*/{RECORD}")]
+        records = [read_json(path) for path in self.folder.glob(f"{stage}-*/{RECORD}")]
         return max(records, key=lambda record: record["finished"], default=None)
 
     def outputs(self, stage: str, key: str) -> str | None:

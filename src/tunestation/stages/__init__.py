@@ -14,7 +14,7 @@ TRAINING = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accel
 def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
     """The stages of `recipe`, in order; `inputs` are the commits and local files that its sources stand for."""
     model, base = _model(recipe, inputs), recipe.model.source
-    fetch = Stage("fetch", "tunestation.stages.fetch:run", {"model": model, "data": list(inputs.fetched)})
+    fetch = Stage("fetch", "tunestation.stages.fetch:run", {"model": model, "data": list(inputs.fetched)}, version=2)
     prepare = Stage(
         "prepare",
         "tunestation.stages.prepare:run",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tunestation.errors import TunestationError
+from tunestation.fetching.manifest import FetchedModel, model_of
+from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.training import checkpoints
 
@@ -24,11 +25,9 @@ def run(params: dict, job: Job) -> Result:
     tensors = read_checked(source)
     save_file(tensors, job.output / (ADAPTER if adapter else "model.safetensors"), metadata={"format": "pt"})
     if adapter:
-        manifest = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))
-        config = clean_config(json.loads((checkpoint / ADAPTER_CONFIG).read_text(encoding="utf-8")), manifest["model"])
-        _write_json(job.output / ADAPTER_CONFIG, config)
+        write_json(job.output / ADAPTER_CONFIG, clean_config(read_json(checkpoint / ADAPTER_CONFIG), model_of(job.needs["fetch"])))
     else:
-        _write_json(job.output / "config.json", json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+        write_json(job.output / "config.json", read_json(checkpoint / "config.json"))
     weights = sum(tensor.numel() for tensor in tensors.values())
     print(f"  {checkpoint.name}: {len(tensors)} tensors, {weights:,} weights, all finite", flush=True)
     return Result(facts={"checkpoint": checkpoint.name, "tensors": len(tensors), "weights": weights, "adapter": adapter})
@@ -62,7 +61,7 @@ def _files(source: Path) -> list[Path]:
     if source.suffix == ".safetensors":
         return [source]
     index = source / "model.safetensors.index.json"
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ["model.safetensors"]
+    names = read_json(index)["weight_map"].values() if index.is_file() else ["model.safetensors"]
     return [source / name for name in sorted(set(names))]
 
 
@@ -71,12 +70,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  safe_open is no dict
 
 
-def clean_config(config: dict, model: dict) -> dict:
+def clean_config(config: dict, model: FetchedModel) -> dict:
     """The adapter's configuration with its base named by hub id and commit, and lists in one order."""
-    named = model.get("repo") or model["ref"]
     lists = {name: sorted(value) for name, value in config.items() if isinstance(value, list)}
-    return config | lists | {"base_model_name_or_path": named, "revision": model.get("commit"), "inference_mode": True}
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return config | lists | {"base_model_name_or_path": model.name, "revision": model.commit, "inference_mode": True}

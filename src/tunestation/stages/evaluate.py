@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from tunestation.chat.generate import batch_answers
 from tunestation.errors import Problem, TunestationError
+from tunestation.fetching.manifest import model_of
+from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.stages.questions import Question, questions_of
 from tunestation.training.model import device, load_tokenizer
@@ -26,7 +27,7 @@ def run(params: dict, job: Job) -> Result:
     answers = [_row(name, question, tuned, untuned) for name, questions in asked.items() for question in questions]
     kept = Path(job.machine["logs"]) / "answers.json"  # stays when a check fails and nothing is published
     for path in (job.output / "answers.json", kept):
-        path.write_text(json.dumps(answers, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(path, answers)
     metrics, failures = {}, []
     for check in params["checks"]:
         failures += _judge(check, asked[check["name"]], tuned, untuned, metrics, kept)
@@ -52,8 +53,8 @@ def _ask(folder: Path, job: Job, asked: dict[str, list[Question]]) -> Answers:
 
 
 def _base_folder(job: Job) -> Path | None:
-    manifest = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))
-    return job.volumes.path(manifest["model"]["ref"]) if manifest["model"] else None
+    model = model_of(job.needs["fetch"])
+    return job.volumes.path(model.ref) if model else None
 
 
 def _share(questions: list[Question], answers: dict[str, str]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
 from tunestation.errors import InputError, TunestationError
+from tunestation.fetching.manifest import FetchedModel, write_manifest
 from tunestation.fetching.progress import amount
 from tunestation.models.folder import check_model_folder, model_files
 from tunestation.pipeline.digest import Digests
@@ -91,8 +92,8 @@ def run(params: dict, job: Job) -> Result:
     digests = Digests(job.volumes.cache)
     model = _model(wanted.model, job, offline, digests)
     data = [_data(part, job, offline, digests) for part in wanted.data]
-    _write(job.output / "manifest.json", {"model": model, "data": data})
-    volumes = {f"{model['ref']}/{name}": sha256 for name, sha256 in model["files"].items()} if model else {}
+    write_manifest(job.output, model, data)
+    volumes = {f"{model.ref}/{name}": sha256 for name, sha256 in model.files.items()} if model else {}
     volumes |= {file["ref"]: file["sha256"] for files in data for file in files}
     return Result(facts=_facts(wanted, volumes, job), volumes=volumes)
 
@@ -103,7 +104,7 @@ def url_path(url: str, sha256: str) -> str:
     return f"url/{sha256[:16]}/{name or 'data'}"
 
 
-def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, offline: bool, digests: Digests) -> dict | None:
+def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, offline: bool, digests: Digests) -> FetchedModel | None:
     if isinstance(model, NewModel):
         return None
     ref = _model_ref(model, job, offline)
@@ -114,7 +115,7 @@ def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, of
     print(f"checking {_shown(model, ref)}: {len(paths)} files, {amount(sum(path.stat().st_size for path in paths))}", flush=True)
     files = {path.name: digests.of(path) for path in paths}
     repo, commit = (model.repo, model.commit) if isinstance(model, HubModel) else (None, None)
-    return {"ref": ref, "repo": repo, "commit": commit, "files": files}
+    return FetchedModel(ref, repo, commit, files)
 
 
 def _model_ref(model: HubModel | FolderModel | StarterModel, job: Job, offline: bool) -> str:
@@ -167,8 +168,3 @@ def _url_refs(part: UrlData, job: Job, offline: bool) -> list[str]:
 def _facts(wanted: Params, volumes: dict[str, str], job: Job) -> dict:
     commits = {part.repo: part.commit for part in (wanted.model, *wanted.data) if isinstance(part, HubModel | HubData)}
     return {"commits": commits, "files": len(volumes), "bytes": sum(job.volumes.path(ref).stat().st_size for ref in volumes)}
-
-
-def _write(path: Path, manifest: dict) -> None:
-    text = json.dumps(manifest, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tunestation.errors import TunestationError
+from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.digest import files_below
+from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.stages.convert import ADAPTER, ADAPTER_CONFIG
 from tunestation.training.model import load_tokenizer
@@ -42,8 +43,7 @@ def _merged(job: Job, dtype: torch.dtype) -> PreTrainedModel:
         model, told = AutoModelForCausalLM.from_pretrained(converted, output_loading_info=True, **options)
         _complete(told["missing_keys"], converted)
         return model
-    manifest = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))
-    base = AutoModelForCausalLM.from_pretrained(job.volumes.path(manifest["model"]["ref"]), **options)
+    base = AutoModelForCausalLM.from_pretrained(job.volumes.path(model_of(job.needs["fetch"]).ref), **options)
     adapted = PeftModel.from_pretrained(base, converted, local_files_only=True)
     with safe_open(converted / ADAPTER, framework="pt") as adapter:
         _complete(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)).difference(adapter.keys()), converted)
@@ -93,7 +93,7 @@ def generation_config(wanted: dict, tokenizer: object) -> GenerationConfig:
 def _forget_paths(folder: Path) -> None:
     """config.json keeps no path of this machine; caches of the library are no part of a model."""
     config = folder / "config.json"
-    value = json.loads(config.read_text(encoding="utf-8"))
+    value = read_json(config)
     value.pop("_name_or_path", None)
-    config.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(config, value)
     shutil.rmtree(folder / ".cache", ignore_errors=True)

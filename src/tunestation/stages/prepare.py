@@ -24,6 +24,8 @@ from tunestation.data.probe import probe
 from tunestation.data.problems import Problems
 from tunestation.data.tokenizers import control_tokens, load_tokenizer, set_template, train_tokenizer
 from tunestation.errors import InputError
+from tunestation.fetching.manifest import data_of, model_of
+from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.recipe.base import Fraction, Part, Positive
 from tunestation.recipe.sources import NewTokenizer
@@ -89,9 +91,8 @@ def run(params: dict, job: Job) -> Result:
 
 
 def _manifest(folder: Path) -> Manifest:
-    raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    model = raw["model"]
-    return Manifest.model_validate_json(json.dumps({"model_ref": model["ref"] if model else None, "data": raw["data"]}))
+    model = model_of(folder)
+    return Manifest.model_validate_json(json.dumps({"model_ref": model.ref if model else None, "data": data_of(folder)}))
 
 
 def _clear(output: Path) -> None:
@@ -207,7 +208,7 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> dict[s
     """Save the tokenizer and what it makes of the probes; returns language -> digest of the ids."""
     tokenizer.save_pretrained(output / "tokenizer")
     probes = probe(tokenizer)
-    (output / "probe.json").write_text(json.dumps(probes, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(output / "probe.json", probes)
     if "strftime_now" in str(tokenizer.chat_template):
         print("Note: the chat template writes today's date into every prompt; another day gives other token ids.")
     if not all(found["same_as_chat_template"] for found in probes.values()):

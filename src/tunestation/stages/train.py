@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from transformers.integrations import TensorBoardCallback
 
 from tunestation.chat.generate import batch_answers
 from tunestation.errors import InputError, Interrupted, TunestationError
+from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import world_size
@@ -77,17 +77,17 @@ def _zero_config(job: Job, settings: dict, accumulation: int) -> dict:
 
 def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.Module:
     settings, sharded = params["settings"], config["zero_optimization"]["stage"] == 3
-    base = json.loads((job.needs["fetch"] / "manifest.json").read_text(encoding="utf-8"))["model"]
+    base = model_of(job.needs["fetch"])
     if base is None:
         model = models.new_model(params["new_model"], tokenizer)
     else:
         quantise = settings["base"] if settings["method"] == "qlora" else None
-        model = models.load_base(job.volumes.path(base["ref"]), quantise, sharded)
+        model = models.load_base(job.volumes.path(base.ref), quantise, sharded)
     model.config.use_cache = False
     if job.machine["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings["method"] != "full":
-        model = models.add_adapters(model, settings["lora"], base["repo"] or base["ref"])
+        model = models.add_adapters(model, settings["lora"], base.name)
     print(f"  {models.trainable(model):,} of {models.total(model):,} weights learn, on {models.device()}", flush=True)
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunestation.errors import TunestationError
-from tunestation.pipeline.child import write_json
+from tunestation.pipeline.files import read_json, write_json
 from tunestation.report import Progress, duration
 
 
@@ -42,7 +41,7 @@ class Samples(TrainerCallback):
 
     def taken(self) -> dict[str, list[str]]:
         """Step -> one answer a prompt."""
-        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        return read_json(self.file) if self.file.exists() else {}
 
 
 class StopOnRequest(TrainerCallback):
