@@ -1,0 +1,209 @@
+"""Weights of any size through little memory: tensors are mapped from a folder's files and streamed into new safetensors shards."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from tunestation.errors import InputError
+from tunestation.models.folder import INDEX
+from tunestation.pipeline.digest import file_digest
+from tunestation.pipeline.files import read_json, write_json
+
+BLOCK = 64 * 2**20
+"""Bytes that are written, and hashed, at once: what is resident beside the tensor at hand."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""How the safetensors format spells a dtype."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Shards:
+    """The tensors of a folder's safetensors or PyTorch files, in the order of the files; none is in memory before it is used."""
+
+    def __init__(self, folder: Path):
+        """Raises InputError for files that are no weights, and for a pickle that wants more than tensors."""
+        self._files = [_open(path) for path in weight_files(folder)]
+        self._where = {name: file for file in self._files for name in file.tensors}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._where)
+
+    def meta(self, name: str) -> torch.Tensor:
+        """Shape and dtype of a tensor, on the device `meta`."""
+        return self._where[name].tensors[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor on the CPU, mapped from its file; to be used up before the next `release`, or copied."""
+        return self._where[name].read(name)
+
+    def release(self) -> None:
+        """Give back the memory of everything read so far; the operating system may keep the pages as its own cache."""
+        for file in self._files:
+            file.release()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: safetensors where there are any, else PyTorch's pickles; empty if there are neither."""
+    for index, single in ((INDEX, "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")):
+        if (folder / index).is_file():
+            return [folder / name for name in sorted(set(read_json(folder / index)["weight_map"].values()))]
+        if (folder / single).is_file():
+            return [folder / single]
+    return []
+
+
+class _SafetensorsFile:
+    """Eight bytes of header length, the header (JSON), and the tensors' bytes one after another."""
+
+    def __init__(self, path: Path):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of memory it may not write
+        header.pop("__metadata__", None)
+        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        self._offsets = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries}
+        self.tensors = {name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta") for name, entry in entries}
+
+    def read(self, name: str) -> torch.Tensor:
+        meta = self.tensors[name]
+        flat = torch.frombuffer(self._map, dtype=meta.dtype, count=meta.numel(), offset=self._offsets[name])
+        return flat.view(meta.shape)
+
+    def release(self) -> None:
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class _PickleFile:
+    """A zip of one pickle, which names tensors, and of their bytes; only a pickle that builds nothing else is read."""
+
+    def __init__(self, path: Path):
+        self._path, self._loaded = path, None
+        _refuse_objects(path)
+        self.tensors = {name: tensor.to("meta") for name, tensor in self._content().items()}
+        self.release()
+
+    def _content(self) -> dict[str, torch.Tensor]:
+        if self._loaded is None:
+            content = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+            self._loaded = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        return self._loaded
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._content()[name]
+
+    def release(self) -> None:
+        self._loaded = None  # the mapping goes with the last tensor; reading the pickle again takes milliseconds
+
+
+def _open(path: Path) -> _SafetensorsFile | _PickleFile:
+    return _SafetensorsFile(path) if path.suffix == ".safetensors" else _PickleFile(path)
+
+
+def _refuse_objects(path: Path) -> None:
+    """Look, without building anything, for what else than tensors a pickle would import."""
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError) as error:
+        what = f"is not a file that torch.save wrote, or is from before torch 1.6 ({str(error).splitlines()[0]})."
+        raise InputError(what, str(path), "Fetch it again, or use a revision with safetensors.") from None
+    if wanted:
+        what = f"is a pickle that wants more than tensors: {', '.join(sorted(wanted))}. It was not read."
+        raise InputError(what, str(path), "Use a safetensors revision of this model, from someone you trust.")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that is going to be written."""
+
+    name: str
+    meta: torch.Tensor
+    """Its shape and dtype, on the device `meta`."""
+    load: Callable[[], torch.Tensor]
+    """Makes it when its turn comes: on the CPU, with the shape and dtype of `meta`."""
+
+
+def write_shards(tensors: Sequence[Planned], folder: Path, max_bytes: int, release: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """Write `tensors` into `folder` as model.safetensors, or as shards of at most `max_bytes` with an index; file -> SHA-256.
+
+    A shard that is there already is complete (it gets its name at the end) and is not written again. `release` is called
+    after every block, to forget what was read. A tensor larger than `max_bytes` has a shard of its own.
+    """
+    shards = list(_split(tensors, max_bytes))
+    if len(shards) == 1:
+        return {"model.safetensors": _write_shard(shards[0], folder / "model.safetensors", release)}
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    digests = {name: _write_shard(shard, folder / name, release) for name, shard in zip(names, shards, strict=True)}
+    where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    write_json(folder / INDEX, {"metadata": {"total_size": sum(tensor.meta.nbytes for tensor in tensors)}, "weight_map": where})
+    return digests | {INDEX: file_digest(folder / INDEX)}
+
+
+def _split(tensors: Sequence[Planned], max_bytes: int) -> Iterator[list[Planned]]:
+    shard, size = [], 0
+    for tensor in tensors:
+        if shard and size + tensor.meta.nbytes > max_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += tensor.meta.nbytes
+    yield shard
+
+
+def _write_shard(shard: list[Planned], path: Path, release: Callable[[], None]) -> str:
+    if path.is_file():
+        return file_digest(path)
+    ordered = sorted(shard, key=lambda tensor: -tensor.meta.itemsize)  # wide dtypes first, so that each lies aligned
+    part, digest = path.with_name(path.name + ".part"), sha256()
+    with part.open("wb") as file, ThreadPoolExecutor(1) as hasher:
+        for block in _blocks(ordered):
+            hashed = hasher.submit(digest.update, block)
+            file.write(block)
+            hashed.result()
+            release()
+    part.rename(path)
+    return digest.hexdigest()
+
+
+def _blocks(tensors: list[Planned]) -> Iterator[memoryview | bytes]:
+    """The bytes of a safetensors file, a piece at a time."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in tensors:
+        offsets = [end, end := end + tensor.meta.nbytes]
+        header[tensor.name] = {"dtype": NAMES[tensor.meta.dtype], "shape": list(tensor.meta.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors:
+        yield from _blocks_of(tensor)
+
+
+def _blocks_of(planned: Planned) -> Iterator[memoryview]:
+    tensor = planned.load()
+    if (tensor.shape, tensor.dtype) != (planned.meta.shape, planned.meta.dtype):
+        raise ValueError(f"{planned.name}: {tensor.dtype} {list(tensor.shape)} is not {planned.meta.dtype} {list(planned.meta.shape)}")
+    content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    for start in range(0, len(content), BLOCK):
+        yield content[start : start + BLOCK]
