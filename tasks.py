@@ -7,7 +7,7 @@ from invoke import task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from tunestation.runner import call, tool
+from tunestation.runner import call, diagnose, tool
 
 SET = {"set": "key=value on top of the recipe, as train.epochs=1; may be given several times"}
 RUN = SET | {"force": "run again even if nothing changed", "offline": "touch no network"}
@@ -80,6 +80,12 @@ def chat(_, recipe, port=7860, base=False, set=None):
 def ask(_, recipe, prompt, base=False, set=None):
     """Print one answer of a finished recipe's model."""
     call("ask", recipe, prompt, base, set)
+
+
+@task(help={"strict": "exit code 1 if a run would fail, leave the GPU idle, or vanish", "offline": "do not ask the hub"})
+def doctor(_, strict=False, offline=False):
+    """Tell whether this machine is fit for a run, and whether its results will last."""
+    diagnose(*["--strict"] * strict, *["--offline"] * offline)
 
 
 @task

@@ -14,7 +14,7 @@ import venv
 from pathlib import Path
 
 from tunestation import errors
-from tunestation.settings import PROJECT, runner
+from tunestation.settings import PROJECT, child_environment, runner
 
 PYTHON = PROJECT / ".venv" / "bin" / "python"
 
@@ -36,6 +36,13 @@ def tool(*arguments: str) -> None:
     """Run a developer's tool (`-m pytest ...`) in the checkout and end with its exit code."""
     stack("requirements-dev")
     sys.exit(subprocess.run([sys.executable, *arguments], cwd=PROJECT, check=False).returncode)
+
+
+def diagnose(*arguments: str) -> None:
+    """Look at this machine with the Python that runs would use, if it is there; installs nothing. Ends with the doctor's exit code."""
+    python = sys.executable if runner() == "here" or not PYTHON.exists() else str(PYTHON)
+    command = [python, "-m", "tunestation.doctor", *arguments]
+    sys.exit(subprocess.run(command, cwd=PROJECT, env=child_environment({}), check=False).returncode)
 
 
 def stack(*names: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,23 @@ def runner() -> str:
 def visible_gpus_variable() -> str | None:
     """The value of CUDA_VISIBLE_DEVICES, None when unset."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def names_set(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are set to something; their values are nobody's business."""
+    return [name for name in names if os.environ.get(name)]
+
+
+def hub_endpoint() -> str:
+    """HF_ENDPOINT: the model hub or a mirror of it."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def hub_token_place() -> str | None:
+    """Where the hub's client would find a token: the name of a variable or a file. Never the token itself."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    return "HF_TOKEN" if os.environ.get("HF_TOKEN") else str(file) if file.is_file() else None
 
 
 def rank() -> int:

@@ -33,6 +33,7 @@ LIGHT += (
     "stages.questions",
     "training.order",
     "training.zero",
+    "doctor.main",
 )
 SOURCES = sorted((PROJECT / "src").rglob("*.py"))
 

@@ -1,0 +1,7 @@
+"""`python -m tunestation.doctor`."""
+
+import sys
+
+from tunestation.doctor.main import main
+
+sys.exit(main())
