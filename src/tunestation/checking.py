@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunestation.data.formats import FORMATS
+from tunestation.data.conversations import Conversation, Dropped
 from tunestation.data.ledger import Ledger
-from tunestation.data.parts import conversations, generated, without_blanks
+from tunestation.data.parts import columns, generated, missing_columns, outcomes, peek
+from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
 from tunestation.data.templates import TEMPLATES
 from tunestation.errors import InputError, Problem
@@ -109,7 +110,7 @@ def _rows(work: Work) -> list[Problem]:
     for n, _part in enumerate(work.recipe.data.sources):
         for ref in _files(work, n):
             rows, found = _file(work, n, ref, ledger)
-            count += len(rows)
+            count += rows
             problems += found
     for reason, dropped in ledger.reasons().most_common():
         print(f"{dropped} of {count} rows in files cannot be trained: {reason}")
@@ -124,27 +125,29 @@ def _files(work: Work, n: int) -> list[str]:
     return [file["ref"] for file in (*work.inputs.parts[n]["files"], *fetched)]
 
 
-def _file(work: Work, n: int, ref: str, ledger: Ledger) -> tuple[list[Row], list[Problem]]:
+def _file(work: Work, n: int, ref: str, ledger: Ledger) -> tuple[int, list[Problem]]:
+    """How many rows the file has, and what is wrong with it; the ledger gets the rows that cannot be trained."""
     part, name = work.recipe.data.sources[n], ref.partition(":")[2]
-    try:
-        rows = without_blanks(read_rows(work.shelf.volumes.path(ref), name), ledger)
-        missing = list(_missing_columns(work, n, rows, name))
-        if not missing:
-            conversations(rows, part, name, ledger)
-    except InputError as error:
-        return [], list(error.problems)
-    return rows, missing
+    problems, count = Problems(name), 0
+    head, rows = peek(read_rows(work.shelf.volumes.path(ref), name, problems, part.read))
+    missing = list(_missing_columns(work, n, head, name))
+    if missing:
+        return 0, missing
+    for outcome in outcomes(rows, part, name, problems):
+        if isinstance(outcome, Dropped):
+            ledger.note(outcome.fate, outcome.where, outcome.reason)
+        count += isinstance(outcome, Conversation) or outcome.fate == "dropped"
+    return count, list(problems.told())
 
 
-def _missing_columns(work: Work, n: int, rows: Sequence[Row], name: str) -> Iterator[Problem]:
+def _missing_columns(work: Work, n: int, head: Sequence[Row], name: str) -> Iterator[Problem]:
     """Columns that the format reads and no row has, with the field of the recipe that names them, if one does."""
     chosen = work.recipe.data.sources[n].format
-    present = list(dict.fromkeys(column for row in rows for column in row.values if column))
-    for column in FORMATS[chosen.kind].columns(chosen):
-        if column not in present:
-            fields = [field for field in type(chosen).model_fields if field != "kind" and getattr(chosen, field) == column]
-            what = f"names column '{column}'" if fields else f"'{chosen.kind}' reads column '{column}'"
-            yield _problem(work, ("data", "sources", n, "format", *fields[:1]), f"{what}, but {name} has: {', '.join(present)}.")
+    for column in missing_columns(head, chosen):
+        fields = [field for field in type(chosen).model_fields if field != "kind" and getattr(chosen, field) == column]
+        what = f"names column '{column}'" if fields else f"'{chosen.kind}' reads column '{column}'"
+        has = f"{what}, but {name} has: {', '.join(columns(head))}."
+        yield _problem(work, ("data", "sources", n, "format", *fields[:1]), has)
 
 
 def _generated(source: object) -> int:

@@ -72,7 +72,7 @@ def test_malformed_rows_are_told_by_file_and_line(bench):
     assert no_object == "rows.jsonl:3: the row is no object but [1]."
     write_rows(bench.recipes / "rows.jsonl", [ROW, {"messages": [{"role": "boss", "content": "Hi"}]}, {"messages": "Hi"}])
     assert problems(bench.open()) == [
-        "rows.jsonl:2: messages[0] has the role 'boss'. Known roles are system, user, assistant.",
+        "rows.jsonl:2: messages[0] has the role 'boss'. Known roles are system, developer, user, assistant, tool.",
         "rows.jsonl:3: messages is a text, not a list.",
     ]
 

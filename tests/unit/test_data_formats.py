@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from tunestation.data.conversations import Conversation, Dropped, to_conversation
-from tunestation.data.formats import FORMATS, Message, check_columns, row_format
+from tunestation.data.formats import FORMATS, Draft, Message, row_format
+from tunestation.data.parts import outcomes
+from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
 from tunestation.errors import InputError
 from tunestation.recipe.data import AlpacaFormat, ColumnsFormat, ConversationFormat, DataPart, MessagesFormat
@@ -93,7 +95,7 @@ def test_columns_ask_and_answer_and_may_hold_a_system_text():
 def test_a_new_format_is_one_function():
     @row_format("shouted", columns=lambda params: ("text",))
     def shouted(params, row):
-        return [Message("user", row.values["text"]), Message("assistant", row.values["text"].upper())]
+        return Draft([Message("user", row.values["text"]), Message("assistant", row.values["text"].upper())])
 
     part = SimpleNamespace(format=SimpleNamespace(kind="shouted"), system=None, variables={})
     try:
@@ -113,7 +115,6 @@ def test_a_new_format_is_one_function():
         (ALPACA, {"instruction": "x", "output": " \n"}, "empty answer"),
         (ALPACA, {"instruction": "x", "output": "<nooutput>"}, "empty answer"),
         (MESSAGES, {"messages": []}, "no answer"),
-        (MESSAGES, {"other": 1}, "no answer"),
         (MESSAGES, chat(("user", "anyone?")), "no answer"),
         (MESSAGES, chat(("system", "S")), "no answer"),
         (MESSAGES, chat(("user", "a"), ("assistant", "")), "empty answer"),
@@ -143,7 +144,7 @@ def test_unanswered_turns_at_the_end_are_cut_off_and_told():
 @pytest.mark.parametrize(
     ("format", "values", "words"),
     [
-        (MESSAGES, chat(("human", "a")), "messages[0] has the role 'human'. Known roles are system, user, assistant."),
+        (MESSAGES, chat(("human", "a")), "messages[0] has the role 'human'. Known roles are system, developer, user, assistant, tool."),
         (MESSAGES, {"messages": [{"content": "a"}]}, "messages[0] has the role None."),
         (MESSAGES, chat(("user", 5)), "messages[0].content is a number, not a text."),
         (MESSAGES, chat(("user", [{"type": "text"}])), "messages[0].content is a list, not a text."),
@@ -161,21 +162,32 @@ def test_a_wrong_type_is_an_error_that_names_the_row_and_the_place(format, value
     assert error(format, values).startswith(f"x.jsonl:7: {words}")
 
 
+def of_a_file(format, *rows) -> list[str]:
+    """The problems of a file with these rows."""
+    found = Problems("x.jsonl")
+    part = DataPart(source=FileSource(kind="files", paths=("x.jsonl",)), format=format)
+    list(outcomes((Row(values, f"x.jsonl:{number}") for number, values in enumerate(rows, start=1)), part, "x.jsonl", found))
+    return [str(problem) for problem in found.told()]
+
+
 def test_a_missing_column_names_those_present():
-    rows = [Row({"q": "1", "a": "2"}, "coach.xlsx:row 2")]
-    with pytest.raises(InputError) as caught:
-        check_columns(rows, ColumnsFormat(kind="columns", input="question", output="a"), "coach.xlsx")
-    assert "'question', but coach.xlsx has: q, a." in str(caught.value)
+    (told,) = of_a_file(ColumnsFormat(kind="columns", input="question", output="a"), {"q": "1", "a": "2"})
+    assert told.startswith("x.jsonl: the format 'columns' reads the column 'question', but x.jsonl has: q, a.")
 
 
 @pytest.mark.parametrize("format", [MESSAGES, ALPACA, CONVERSATION])
-def test_a_file_of_another_format_is_refused(format):
-    with pytest.raises(InputError, match="but x has: text"):
-        check_columns([Row({"text": "1"}, "x:1")], format, "x")
+def test_a_file_of_another_format_is_refused_once_and_not_row_by_row(format):
+    (told,) = of_a_file(format, {"text": "1"}, {"text": "2"})
+    assert "but x.jsonl has: text" in told
+
+
+def test_a_row_of_another_kind_in_the_same_file_is_named():
+    (told,) = of_a_file(MESSAGES, chat(("user", "a"), ("assistant", "b")), {"q": "1", "a": "2"})
+    assert told.startswith("x.jsonl:2: the row has no column 'messages', which 'messages' reads; it has: q, a.")
 
 
 def test_a_column_that_only_some_rows_have_is_no_missing_column():
-    check_columns([Row({"q": "1"}, "x:1"), Row({"q": "1", "a": "2"}, "x:2")], COLUMNS, "x")
+    assert of_a_file(COLUMNS, {"q": "1"}, {"q": "1", "a": "2"}) == []
     assert dropped(COLUMNS, {"q": "1"}) == "empty answer"
 
 
@@ -205,7 +217,7 @@ def test_without_variables_double_braces_are_left_alone():
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside this checkout")
 def test_the_self_introductions_get_name_and_author():
-    rows = read_rows(SHARED / "identity.json", "identity.json")
+    rows = read_rows(SHARED / "identity.json", "identity.json", Problems("identity.json"))
     texts = [text for row in rows for _, text in turns(ALPACA, row.values, variables={"name": "NAME", "author": "AUTHOR"})]
     assert len(texts) == 182
     assert any("NAME" in text and "AUTHOR" in text for text in texts)

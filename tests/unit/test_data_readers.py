@@ -7,9 +7,10 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from tunestation.data.problems import LIMIT
-from tunestation.data.readers import read_rows
-from tunestation.errors import InputError
+from tunestation.data.problems import LIMIT, Problems
+from tunestation.data.readers import Row
+from tunestation.data.readers import read_rows as stream_rows
+from tunestation.recipe.data import ReadOptions
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 
@@ -20,10 +21,20 @@ def write(tmp_path: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
-def problems(path: Path) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        read_rows(path, path.name)
-    return [str(problem) for problem in caught.value.problems]
+def read_rows(path: Path, name: str, **options) -> list[Row]:
+    found = Problems(name)
+    rows = list(stream_rows(path, name, found, ReadOptions(**options)))
+    assert found.told() == ()
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert {row.file for row in rows} <= {name}
+    return rows
+
+
+def problems(path: Path, **options) -> list[str]:
+    found = Problems(path.name)
+    list(stream_rows(path, path.name, found, ReadOptions(**options)))
+    assert found
+    return [str(problem) for problem in found.told()]
 
 
 def write_xlsx(tmp_path: Path, rows: list[list]) -> Path:
@@ -80,7 +91,9 @@ def test_a_sheet_without_rows_is_empty(tmp_path, rows):
 def test_bytes_that_are_not_utf8_are_named_by_offset_and_line(tmp_path):
     content = b'{"a": "x"}\n{"a": "\xd6\xd0"}'
     found = problems(write(tmp_path, "x.jsonl", content))
-    assert found == ["x.jsonl:2: is not UTF-8: byte 18 of the file (0xd6) fits nothing. Save the file as UTF-8."]
+    assert found == [
+        "x.jsonl:2: is not UTF-8: the byte 0xd6 fits nothing. Save the file as UTF-8, or name its encoding, as 'read: {encoding: gb18030}'."
+    ]
 
 
 def test_a_malformed_line_is_named_by_file_and_number_with_all_others(tmp_path):

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from tunestation.errors import InputError, Problem
 
-Fate = Literal["dropped", "truncated", "repaired", "blank"]
+Fate = Literal["dropped", "truncated", "repaired", "blank", "left out"]
 FATES = get_args(Fate)
 SHOWN = 5
 """Dropped rows named in a message."""

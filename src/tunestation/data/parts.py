@@ -1,24 +1,29 @@
-"""The parts of the data, read into conversations."""
+"""The sources of a recipe, read into conversations: a stream, so that data larger than memory can be prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Annotated
 
 from pydantic import Field
 
 from tunestation.data.conversations import Conversation, Dropped, Reading, to_conversation
-from tunestation.data.formats import check_columns
-from tunestation.data.ledger import Ledger
+from tunestation.data.formats import FORMATS
+from tunestation.data.mixing import Copies, counts_are_needed, mix
 from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
-from tunestation.errors import InputError
+from tunestation.errors import InputError, Problem
 from tunestation.pipeline.digest import file_digest
 from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.base import Part, Positive
-from tunestation.recipe.data import Format
+from tunestation.recipe.data import Format, ReadOptions
 from tunestation.recipe.sources import Sha256
+
+HEAD = 50
+"""Rows at the beginning of a file that show which columns it has."""
+Outcome = Conversation | Dropped
 
 
 class FileRef(Part):
@@ -48,57 +53,66 @@ class PartFiles(Part):
 
     files: tuple[FileRef, ...] = ()
     generator: Generator | None = None
+    read: ReadOptions = ReadOptions()
     format: Format
     system: str | None = None
     variables: Annotated[dict[str, str], Field(default_factory=dict)]
+    limit: Positive | None = None
     repeat: Positive = 1
+    weight: float | None = None
 
 
-@dataclass(frozen=True)
-class Collected:
-    """What the parts hold."""
-
-    rows: int
-    """Rows read; blank ones are not counted."""
-    conversations: list[tuple[Conversation, int]]
-    """Each with its part's `repeat`, in the order of parts, files and rows."""
+Table = tuple[str, Callable[[Problems], Iterator[Row]]]
+"""A file or generator: its name, and a function that streams its rows and notes what is wrong."""
 
 
-def collect(parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], volumes: Volumes, ledger: Ledger) -> Collected:
-    """Read all rows. `fetched` holds, part by part, the files of the manifest; the ledger names what is dropped.
+def collect(parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], volumes: Volumes, seed: int) -> Iterator[Outcome]:
+    """What became of every row, in the order of parts, files and rows; no more than a few rows are in memory.
 
-    Raises InputError with the problems of all files.
+    `fetched` holds, part by part, the files of the manifest; `seed` chooses rows where a part has a limit or a weight.
+    Raises InputError with the problems of all files when all have been read: what came before must not be used then.
     """
-    problems: list = []
-    found: list[tuple[Conversation, int]] = []
-    rows = 0
-    for part, files in zip(parts, fetched, strict=True):
-        for name, read in _tables(part, files, volumes):
-            try:
-                table = without_blanks(read(), ledger)
-                check_columns(table, part.format, name)
-                rows += len(table)
-                found += ((conversation, part.repeat) for conversation in conversations(table, part, name, ledger))
-            except InputError as error:
-                problems += error.problems
+    problems: list[Problem] = []
+    tables = [list(_tables(part, files, volumes)) for part, files in zip(parts, fetched, strict=True)]
+    for place, (part, copies) in enumerate(zip(parts, _copies(parts, tables, seed), strict=True)):
+        index = 0
+        for name, read in tables[place]:
+            found = Problems(name)
+            for outcome in outcomes(read(found), part, name, found):
+                blank = isinstance(outcome, Dropped) and outcome.fate == "blank"
+                yield _placed(outcome, place, 1 if blank else copies.of(index))
+                index += not blank
+            problems += found.told()
     if problems:
         raise InputError(problems=problems)
-    return Collected(rows, found)
 
 
-def _tables(part: PartFiles, fetched: Sequence[FileRef], volumes: Volumes) -> Iterator[tuple]:
-    """(name, function that reads the rows) of each file, or of the generator."""
+def _copies(parts: Sequence[PartFiles], tables: Sequence[Sequence[Table]], seed: int) -> list[Copies]:
+    if not counts_are_needed(parts):
+        return [Copies(part.repeat) for part in parts]
+    rows = [sum(bool(row.values) for name, read in files for row in read(Problems(name))) for files in tables]
+    return mix(parts, rows, seed)
+
+
+def _placed(outcome: Outcome, part: int, copies: int) -> Outcome:
+    if not copies:
+        return Dropped(outcome.where, "not among the rows that the source's limit takes", outcome.file, outcome.number, part, "left out")
+    return replace(outcome, part=part) if isinstance(outcome, Dropped) else replace(outcome, part=part, copies=copies)
+
+
+def _tables(part: PartFiles, fetched: Sequence[FileRef], volumes: Volumes) -> Iterator[Table]:
     if part.generator:
-        yield part.generator.name, lambda: generated(part.generator.name, part.generator.seed, part.generator.count)
+        yield part.generator.name, lambda problems: iter(generated(part.generator.name, part.generator.seed, part.generator.count))
     for file in part.files or fetched:
-        yield file.name, lambda file=file: _checked(file, volumes)
+        yield file.name, lambda problems, file=file: _checked(file, part.read, volumes, problems)
 
 
-def _checked(file: FileRef, volumes: Volumes) -> list[Row]:
+def _checked(file: FileRef, options: ReadOptions, volumes: Volumes, problems: Problems) -> Iterator[Row]:
     path = volumes.path(file.ref)
     if file.sha256 and path.is_file() and file_digest(path) != file.sha256:
-        raise InputError("the file changed while the recipe was running.", file.name, "Run the same command again.")
-    return read_rows(path, file.name)
+        problems.add(Problem("the file changed while the recipe was running.", file.name, "Run the same command again."))
+        return
+    yield from read_rows(path, file.name, problems, options)
 
 
 def generated(name: str, seed: int, count: int) -> list[Row]:
@@ -107,32 +121,42 @@ def generated(name: str, seed: int, count: int) -> list[Row]:
 
     if name not in GENERATORS:
         raise InputError(f"there is no generator '{name}'.", "source", f"Choose from: {', '.join(GENERATORS)}.")
-    return [Row(values, f"{name}:{number}") for number, values in enumerate(GENERATORS[name](seed, count), start=1)]
+    return [Row(values, f"{name}:{number}", name, number) for number, values in enumerate(GENERATORS[name](seed, count), start=1)]
 
 
-def without_blanks(rows: list[Row], ledger: Ledger) -> list[Row]:
-    """`rows` without the blank ones, which the ledger names."""
-    for row in rows:
-        if not row.values:
-            ledger.note("blank", row.where, "the row is blank")
-    return [row for row in rows if row.values]
-
-
-def conversations(rows: Sequence[Row], part: Reading, name: str, ledger: Ledger) -> list[Conversation]:
-    """What can be learned from the rows of the file `name`; the ledger names the rest. Raises InputError with every wrong row."""
-    problems = Problems(name)
-    found = []
+def outcomes(rows: Iterable[Row], part: Reading, name: str, problems: Problems) -> Iterator[Outcome]:
+    """What becomes of each row of the file `name`; rows of a wrong type and missing columns go to `problems`."""
+    head, rows = peek(rows)
+    absent = missing_columns(head, part.format)
+    if absent:
+        problems.add(_missing(absent, part.format.kind, name, columns(head)))
+        return
     for row in rows:
         try:
-            outcome = to_conversation(row, part)
+            yield to_conversation(row, part)
         except InputError as error:
             problems.add(*error.problems)
-            continue
-        if isinstance(outcome, Dropped):
-            ledger.note("dropped", outcome.where, outcome.reason)
-            continue
-        if outcome.repaired:
-            ledger.note("repaired", outcome.where, outcome.repaired)
-        found.append(outcome)
-    problems.raise_if_any()
-    return found
+
+
+def peek(rows: Iterable[Row]) -> tuple[list[Row], Iterator[Row]]:
+    """The first rows, and all rows again."""
+    stream = iter(rows)
+    head = list(islice(stream, HEAD))
+    return head, chain(head, stream)
+
+
+def columns(rows: Iterable[Row]) -> list[str]:
+    """Every column that the rows have, in order."""
+    return list(dict.fromkeys(column for row in rows for column in row.values if column))
+
+
+def missing_columns(head: Sequence[Row], format: Part) -> list[str]:
+    """Columns that `format` reads and that none of the first rows has."""
+    present = columns(head)
+    return [column for column in FORMATS[format.kind].columns(format) if column not in present] if present else []
+
+
+def _missing(absent: Sequence[str], kind: str, name: str, present: Sequence[str]) -> Problem:
+    wanted = ", ".join(f"'{column}'" for column in absent)
+    what = f"the format '{kind}' reads the column {wanted}, but {name} has: {', '.join(present)}."
+    return Problem(what, name, "Name the columns of the file, or choose another format.")

@@ -22,6 +22,9 @@ class Problems:
         self._first += problems[:free]
         self._more += len(problems[free:])
 
+    def __bool__(self) -> bool:
+        return bool(self._first)
+
     def told(self) -> tuple[Problem, ...]:
         """The problems to show."""
         rest = [Problem(f"and {self._more} more problems like these.", self.name)] if self._more else []

@@ -82,7 +82,8 @@ def _problems(alternatives: list[ErrorDetails], keys: tuple[Key, ...], document:
 
 def _clash(line: str, document: Document) -> Problem:
     field, _, sentence = line.partition("|")
-    return Problem(f"{field}: {sentence}", document.where(tuple(field.split("."))))
+    keys = tuple(int(key) if key.isdecimal() else key for key in field.split("."))
+    return Problem(f"{dotted(keys)}: {sentence}", document.where(keys))
 
 
 def _tag_problem(details: ErrorDetails, name: str, where: str) -> Problem:

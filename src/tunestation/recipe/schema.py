@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunestation.recipe.base import Fraction, Name, Part, Positive, RelativePath
-from tunestation.recipe.data import Data
+from tunestation.recipe.data import TEXT_KINDS, Data, DataPart
 from tunestation.recipe.sources import FileSource, GeneratorSource, ModelSource, NewModel
 from tunestation.recipe.train import Train
 
@@ -156,4 +156,22 @@ class Recipe(Part):
                 "runtime.offload|'all' needs runtime.zero_stage 3; stages 1 and 2 can offload the 'optimizer' only.",
             ),
             (self.runtime.offload == "optimizer" and self.runtime.zero_stage == 0, "runtime.offload|needs runtime.zero_stage 1, 2 or 3."),
+            *(clash for place, part in enumerate(self.data.sources) for clash in self._data_clashes(f"data.sources.{place}", part)),
+        ]
+
+    def _data_clashes(self, place: str, part: DataPart) -> list[tuple[bool, str]]:
+        kind, objective = part.format.kind, self.train.objective
+        documents = kind in TEXT_KINDS
+        some, own = any(each.weight for each in self.data.sources), part.weight is not None
+        return [
+            (
+                documents and objective == "sft",
+                f"{place}.format|'{kind}' reads documents. Set train.objective to 'pretrain', or name a format of conversations.",
+            ),
+            (
+                not documents and objective == "pretrain",
+                f"{place}.format|'{kind}' reads conversations, but train.objective is 'pretrain'. Name a format of documents, as 'text'.",
+            ),
+            (some and not own, f"{place}.weight|is missing, but other sources have one. Give every source a weight, or none."),
+            (own and part.repeat != 1, f"{place}.repeat|is set beside weight, which decides how often rows are seen. Keep one."),
         ]

@@ -34,6 +34,8 @@ class Train(Part):
 
     method: Literal["qlora", "lora", "full"] = "qlora"
     """qlora: adapters over a 4-bit base; lora: adapters over a bfloat16 base; full: every weight."""
+    objective: Literal["sft", "pretrain"] = "sft"
+    """sft: learn the answers of conversations; pretrain: learn every token of documents (`data.sources[].format` of kind `text`)."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the data; the steps are epochs x packs / global_batch_size, rounded."""
     max_tokens: Annotated[int, Field(ge=8)] = 2048

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from tunestation.data.conversations import Conversation
+from tunestation.data.conversations import Conversation, Dropped
 from tunestation.data.encoding import Encoded, Piece, encode_pieces, pieces
 from tunestation.data.ledger import FATES, Ledger
 from tunestation.data.packing import pack
-from tunestation.data.parts import Collected, FileRef, PartFiles, collect
+from tunestation.data.parts import FileRef, PartFiles, collect
 from tunestation.data.probe import probe
 from tunestation.data.problems import Problems
 from tunestation.data.tokenizers import control_tokens, load_tokenizer, set_template, train_tokenizer
@@ -59,6 +59,16 @@ class Manifest(Part):
 
 
 @dataclass(frozen=True)
+class Collected:
+    """What the parts hold."""
+
+    rows: int
+    """Rows read; blank and left out ones are not counted."""
+    conversations: list[Conversation]
+    """In the order of parts, files and rows."""
+
+
+@dataclass(frozen=True)
 class Learned:
     """One conversation as ids, and how often it is seen in an epoch."""
 
@@ -75,7 +85,7 @@ def run(params: dict, job: Job) -> Result:
     manifest = _manifest(job.needs["fetch"])
     _clear(job.output)
     ledger = Ledger()
-    collected = collect(settings.parts, manifest.data, job.volumes, ledger)
+    collected = _collect(settings, manifest, job, ledger)
     ledger.check(collected.rows, settings.max_dropped)
     tokenizer = _tokenizer(settings, manifest, collected, job)
     learned, longest = _learn(collected, tokenizer, settings.max_tokens, ledger)
@@ -95,6 +105,20 @@ def _manifest(folder: Path) -> Manifest:
     return Manifest.model_validate_json(json.dumps({"model_ref": model.ref if model else None, "data": data_of(folder)}))
 
 
+def _collect(settings: Params, manifest: Manifest, job: Job, ledger: Ledger) -> Collected:
+    rows, conversations = 0, []
+    for outcome in collect(settings.parts, manifest.data, job.volumes, settings.seed):
+        if isinstance(outcome, Dropped):
+            rows += outcome.fate == "dropped"
+            ledger.note(outcome.fate, outcome.where, outcome.reason)
+            continue
+        rows += 1
+        if outcome.repaired:
+            ledger.note("repaired", outcome.where, outcome.repaired)
+        conversations.append(outcome)
+    return Collected(rows, conversations)
+
+
 def _clear(output: Path) -> None:
     """An interrupted run left half a result; it is made anew in less time than it takes to trust it."""
     for folder in ("tokenizer", "train", "held_out"):
@@ -103,7 +127,7 @@ def _clear(output: Path) -> None:
 
 def _tokenizer(settings: Params, manifest: Manifest, collected: Collected, job: Job) -> PreTrainedTokenizerBase:
     if settings.tokenizer:
-        messages = chain.from_iterable(conversation.messages for conversation, _ in collected.conversations)
+        messages = chain.from_iterable(conversation.messages for conversation in collected.conversations)
         texts = (f"{message.role}\n{message.content}" for message in messages)
         tokenizer, folder = train_tokenizer(texts, settings.tokenizer.vocab_size), None
     else:
@@ -117,14 +141,14 @@ def _learn(collected: Collected, tokenizer: PreTrainedTokenizerBase, max_tokens:
     """All conversations as ids, cut to `max_tokens`, and the length of the longest before it was cut."""
     found, longest = [], 0
     control = control_tokens(tokenizer)
-    kept = [(conversation, copies) for conversation, copies in collected.conversations if not _forged(conversation, control, ledger)]
-    cuts = _cut_into_pieces([conversation for conversation, _ in kept], tokenizer)
+    kept = [conversation for conversation in collected.conversations if not _forged(conversation, control, ledger)]
+    cuts = _cut_into_pieces(kept, tokenizer)
     for first in range(0, len(kept), BATCH):
         encoded = encode_pieces(tokenizer, cuts[first : first + BATCH])
-        for (conversation, copies), one in zip(kept[first : first + BATCH], encoded, strict=True):
+        for conversation, one in zip(kept[first : first + BATCH], encoded, strict=True):
             longest = max(longest, len(one.input_ids))
             short = _shortened(one, max_tokens, conversation.where, ledger)
-            found += [Learned(short, copies)] if short else []
+            found += [Learned(short, conversation.copies)] if short else []
     return found, longest
 
 

@@ -31,7 +31,7 @@ class Question:
 def questions_of(check: dict, volumes: Volumes) -> list[Question]:
     """The questions of a check of the recipe. Raises InputError naming every row that is none."""
     problems, found = Problems(check["name"]), []
-    for row in _rows(check, volumes):
+    for row in _rows(check, volumes, problems):
         try:
             found.append(_question(row, check))
         except InputError as error:
@@ -42,10 +42,10 @@ def questions_of(check: dict, volumes: Volumes) -> list[Question]:
     return found
 
 
-def _rows(check: dict, volumes: Volumes) -> list[Row]:
+def _rows(check: dict, volumes: Volumes, problems: Problems) -> list[Row]:
     if check["generator"]:
         return generated(**check["generator"])
-    tables = (read_rows(volumes.path(file["ref"]), file["ref"].partition(":")[2]) for file in check["files"])
+    tables = (read_rows(volumes.path(file["ref"]), file["ref"].partition(":")[2], problems) for file in check["files"])
     return [row for row in chain.from_iterable(tables) if row.values]
 
 

@@ -1,0 +1,20 @@
+"""What every reader yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file, before anything is made of it."""
+
+    values: dict[str, Any]
+    """Column or key -> value. Empty for a blank row between others."""
+    where: str
+    """`career.jsonl:17`, `coach.xlsx:row 5` or `x.json:[3]` (counted from 0, as in Python)."""
+    file: str = ""
+    """The file as messages call it, or the generator."""
+    number: int = 0
+    """Which row of its file, from 1: with the file a name that never changes while the file does not."""

@@ -1,0 +1,51 @@
+"""CSV: the first line names the columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunestation.data.problems import Problems
+from tunestation.data.readers.row import Row
+from tunestation.data.readers.text import lines
+from tunestation.errors import Problem
+from tunestation.recipe.data import ReadOptions
+
+
+def table_rows(path: Path, name: str, options: ReadOptions, problems: Problems) -> Iterator[Row]:
+    """One row a record. Strict: an unclosed quote would otherwise swallow the rest of the file."""
+    csv.field_size_limit(2**31 - 1)
+    records = csv.reader(lines(path, name, options, problems, newline=""), strict=True)
+    header: list[str] = []
+    line, count = 1, 0
+    try:
+        for record in records:
+            where = f"{name}:{line}"
+            if record and not header:
+                header = header_of(record, where, problems)
+            elif record:
+                count += 1
+                yield from _record(header, record, Row({}, where, name, count), problems)
+            line = records.line_num + 1
+    except csv.Error as error:
+        problems.add(Problem(f"malformed CSV: {error}.", f"{name}:{line}"))
+
+
+def _record(header: list[str], record: list[str], blank: Row, problems: Problems) -> Iterator[Row]:
+    if len(record) != len(header):
+        problems.add(Problem(f"the row has {len(record)} fields, the first line names {len(header)} columns.", blank.where))
+    elif any(record):
+        yield Row(dict(zip(header, record, strict=True)), blank.where, blank.file, blank.number)
+    else:
+        yield blank
+
+
+def header_of(cells: Sequence[Any], where: str, problems: Problems) -> list[str]:
+    """The names of the columns; an empty cell names none."""
+    names = ["" if cell is None else str(cell) for cell in cells]
+    twice = sorted({column for column in names if column and names.count(column) > 1})
+    if twice:
+        problems.add(Problem(f"two columns have the same name: {', '.join(twice)}.", where, "Rename one."))
+    return names

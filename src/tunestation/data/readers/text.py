@@ -1,0 +1,46 @@
+"""Files as text, line by line: the encoding, the byte order mark, and bytes that are no text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunestation.data.problems import Problems
+from tunestation.errors import Problem
+from tunestation.recipe.data import ReadOptions
+
+
+def open_text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
+    """The file as text. A byte that is no text becomes a lone surrogate, which `undecodable` finds: so its line can be told."""
+    return path.open("r", encoding=encoding, errors="surrogateescape", newline=newline)
+
+
+def lines(path: Path, name: str, options: ReadOptions, problems: Problems, newline: str = "\n") -> Iterator[str]:
+    """The lines with their ends, without a byte order mark. Ends at the first byte that is no text, which `problems` get.
+
+    With `newline` "\\n" only that ends a line: U+2028 and its like are allowed inside a JSON string.
+    """
+    with open_text(path, options.encoding, newline) as text:
+        for number, line in enumerate(text, start=1):
+            at = undecodable(line)
+            if at >= 0:
+                problems.add(not_text(line[at], options.encoding, f"{name}:{number}"))
+                return
+            yield line.removeprefix("\ufeff") if number == 1 else line
+
+
+def undecodable(text: str) -> int:
+    """Where in `text` the first byte stands that the encoding has no character for; -1 if all is well."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return error.start
+    return -1
+
+
+def not_text(byte: str, encoding: str, where: str) -> Problem:
+    """The problem of a byte, as `undecodable` finds it, that fits nothing in `encoding`."""
+    remedy = "Save the file as UTF-8, or name its encoding, as 'read: {encoding: gb18030}'."
+    return Problem(f"is not {encoding.upper()}: the byte 0x{ord(byte) - 0xDC00:02x} fits nothing.", where, remedy)
