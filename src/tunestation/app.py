@@ -130,7 +130,7 @@ def verify(name: str) -> None:
 
 
 def chat(name: str, port: int = 7860, assignments: Sequence[str] = (), base: bool = False) -> None:
-    """Open the chat page of a finished recipe on 127.0.0.1 and wait until it is stopped."""
+    """Open the chat page of a finished recipe and wait until it is stopped."""
     from tunestation.talking import page
 
     page(open_recipe(name, assignments), port, base)

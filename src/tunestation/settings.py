@@ -29,6 +29,8 @@ class Settings:
     """TUNE_RECIPES: where a bare recipe name is looked up."""
     offline: bool = False
     """TUNE_OFFLINE=1 or `--offline`: touch no network; only what is on the volumes."""
+    listen: str = "127.0.0.1"
+    """TUNE_LISTEN: the address that the chat page listens on; in the image 0.0.0.0, as Docker publishes its port on 127.0.0.1."""
     processes: int | None = None
     """TUNE_PROCESSES: training processes on this machine; default: one a visible GPU, else one."""
 
@@ -48,6 +50,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         cache=folder("TUNE_CACHE", home / "cache"),
         recipes=folder("TUNE_RECIPES", PROJECT / "recipes"),
         offline=env.get("TUNE_OFFLINE", "") not in ("", "0"),
+        listen=env.get("TUNE_LISTEN") or "127.0.0.1",
         processes=_count(env, "TUNE_PROCESSES"),
     )
 

@@ -18,7 +18,8 @@ from tunestation.work import Work
 def page(work: Work, port: int, base: bool) -> None:
     """Serve the chat page until it is stopped."""
     title = work.recipe.chat.title or work.recipe.name
-    _talk(work, base, {"action": "page", "title": f"{title} (untuned)" if base else title, "port": port})
+    job = {"action": "page", "title": f"{title} (untuned)" if base else title, "port": port, "host": work.settings.listen}
+    _talk(work, base, job)
 
 
 def answers(work: Work, prompt: str, base: bool) -> None:

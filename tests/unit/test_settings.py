@@ -50,3 +50,8 @@ def test_no_other_module_reads_the_environment():
     assert {name for name, text in sources.items() if "os.environ[" in text or "os.environ." in text or "os.getenv" in text} == {
         "settings.py"
     }
+
+
+def test_the_page_listens_on_this_machine_alone_unless_told_otherwise():
+    assert settings.load({}).listen == "127.0.0.1"
+    assert settings.load({"TUNE_LISTEN": "0.0.0.0"}).listen == "0.0.0.0"

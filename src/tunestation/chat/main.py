@@ -38,7 +38,9 @@ class ChatJob(Part):
     examples: tuple[str, ...] = ()
     """Questions offered on the page."""
     port: Annotated[int, Field(ge=1, le=65535)] = 7860
-    """Of the page, on 127.0.0.1."""
+    """Of the page."""
+    host: str = "127.0.0.1"
+    """The address that the page listens on."""
     prompts: tuple[str, ...] = ()
     """Questions of `ask`."""
     seed: int = 0
@@ -73,9 +75,9 @@ def _quiet() -> None:
 def _page(job: ChatJob) -> None:
     from tunestation.chat.page import build_page, check_port, serve
 
-    check_port(job.port)
+    check_port(job.port, job.host)
     page = build_page(_engine(job), job.title, job.system, job.generation, list(job.examples))
-    serve(page, job.title, port=job.port)
+    serve(page, job.title, job.host, job.port)
 
 
 def _ask(job: ChatJob) -> None:

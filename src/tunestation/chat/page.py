@@ -140,6 +140,6 @@ def serve(page: gr.Blocks, name: str, host: str = "127.0.0.1", port: int = 7860)
         theme=gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=_SANS, font_mono=_MONO),
         css=_CSS,
     )
-    print(f"Chat with {name} at http://{host}:{port}  (Ctrl-C stops it)", flush=True)
+    print(f"Chat with {name} at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}  (Ctrl-C stops it)", flush=True)
     stop.wait()
     page.close(verbose=False)
