@@ -1,48 +1,11 @@
 """Reading files: every row with its place, every problem with file and line."""
 
 import json
-from datetime import date
-from pathlib import Path
 
-import openpyxl
 import pytest
+from reading import needs_shared, problems, read_rows, shared, write
 
-from tunestation.data.problems import LIMIT, Problems
-from tunestation.data.readers import Row
-from tunestation.data.readers import read_rows as stream_rows
-from tunestation.recipe.data import ReadOptions
-
-SHARED = Path(__file__).parents[2] / "../shared/data"
-
-
-def write(tmp_path: Path, name: str, content: str | bytes) -> Path:
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def read_rows(path: Path, name: str, **options) -> list[Row]:
-    found = Problems(name)
-    rows = list(stream_rows(path, name, found, ReadOptions(**options)))
-    assert found.told() == ()
-    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
-    assert {row.file for row in rows} <= {name}
-    return rows
-
-
-def problems(path: Path, **options) -> list[str]:
-    found = Problems(path.name)
-    list(stream_rows(path, path.name, found, ReadOptions(**options)))
-    assert found
-    return [str(problem) for problem in found.told()]
-
-
-def write_xlsx(tmp_path: Path, rows: list[list]) -> Path:
-    workbook = openpyxl.Workbook()
-    for row in rows:
-        workbook.active.append(row)
-    workbook.save(tmp_path / "coach.xlsx")
-    return tmp_path / "coach.xlsx"
+from tunestation.data.problems import LIMIT
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
@@ -83,11 +46,6 @@ def test_a_file_without_rows_is_empty(tmp_path, name, content):
     assert problems(write(tmp_path, name, content)) == [f"{name}: the file is empty: it holds no rows."]
 
 
-@pytest.mark.parametrize("rows", [[], [["q", "a"]], [["q", "a"], [None, None]]])
-def test_a_sheet_without_rows_is_empty(tmp_path, rows):
-    assert problems(write_xlsx(tmp_path, rows)) == ["coach.xlsx: the file is empty: it holds no rows."]
-
-
 def test_bytes_that_are_not_utf8_are_named_by_offset_and_line(tmp_path):
     content = b'{"a": "x"}\n{"a": "\xd6\xd0"}'
     found = problems(write(tmp_path, "x.jsonl", content))
@@ -124,7 +82,10 @@ def test_a_file_that_is_one_object_is_told_apart_from_lines(tmp_path):
 
 
 def test_an_unknown_suffix_names_those_that_can_be_read(tmp_path):
-    assert ".json, .jsonl, .csv, .xlsx" in problems(write(tmp_path, "x.parquet", "PAR1"))[0]
+    assert problems(write(tmp_path, "x.doc.gz", "x")) == [
+        "x.doc.gz: files of kind '.doc' cannot be read. Use one of: .json, .jsonl, .csv, .tsv, .xlsx, .parquet, .arrow, .txt; "
+        "each may be compressed (.gz, .zst)."
+    ]
 
 
 def test_csv_rows_are_placed_by_the_line_they_begin_on(tmp_path):
@@ -155,32 +116,7 @@ def test_a_field_longer_than_the_csv_modules_own_limit_is_read(tmp_path):
     assert len(read_rows(write(tmp_path, "x.csv", "q,a\nx," + "y" * 200_000), "x.csv")[0].values["a"]) == 200_000
 
 
-def test_spreadsheet_rows_are_named_numbers_become_digits_and_blank_rows_stay_apart(tmp_path):
-    rows = read_rows(write_xlsx(tmp_path, [["q", "a", None], ["2+2?", 4, "lost"], [None, None], ["half", 0.5], [None, ""]]), "coach.xlsx")
-    assert [(row.where, row.values) for row in rows] == [
-        ("coach.xlsx:row 2", {"q": "2+2?", "a": "4"}),
-        ("coach.xlsx:row 3", {}),
-        ("coach.xlsx:row 4", {"q": "half", "a": "0.5"}),
-    ]
-
-
-def test_a_date_in_a_spreadsheet_is_left_for_the_format_to_judge(tmp_path):
-    assert not isinstance(read_rows(write_xlsx(tmp_path, [["q"], [date(2024, 1, 2)]]), "coach.xlsx")[0].values["q"], str)
-
-
-def test_a_damaged_spreadsheet_is_one_problem(tmp_path):
-    assert "is not an Excel file that can be read" in problems(write(tmp_path, "x.xlsx", b"PK\x03\x04 cut off"))[0]
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside this checkout")
-def test_the_career_coach_sheet_has_246_rows_of_q_and_a():
-    rows = read_rows(SHARED / "career_coach.xlsx", "career_coach.xlsx")
-    assert len(rows) == 246
-    assert all(list(row.values) == ["q", "a"] and all(row.values.values()) for row in rows)
-    assert (rows[0].where, rows[-1].where) == ("career_coach.xlsx:row 2", "career_coach.xlsx:row 247")
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside this checkout")
+@needs_shared
 def test_the_alpaca_files_and_the_lines_of_c4_are_read_whole():
-    sizes = {name: len(read_rows(SHARED / name, name)) for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json", "c4_demo.jsonl")}
+    sizes = {name: len(read_rows(shared(name), name)) for name in ("alpaca_en_demo.json", "alpaca_zh_demo.json", "c4_demo.jsonl")}
     assert sizes == {"alpaca_en_demo.json": 999, "alpaca_zh_demo.json": 1000, "c4_demo.jsonl": 300}

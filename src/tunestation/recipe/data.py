@@ -67,6 +67,8 @@ class ReadOptions(Part):
     """Of JSON, CSV, TSV and text files; a byte order mark is no part of the data."""
     sheet: str | None = None
     """Of .xlsx files: the sheet to read; unset reads the first."""
+    document: Literal["file", "paragraph", "line"] = "file"
+    """Of .txt files: what one document is; paragraphs are separated by blank lines."""
 
 
 class DataPart(Part):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunestation.data.readers.row import Row
+from tunestation.data.readers.row import Row, Unreadable
 from tunestation.errors import InputError
 
 
@@ -17,6 +17,8 @@ def text(value: Any, name: str, where: str) -> str:
     """`value` as a text: a missing value and null are the empty one. Raises InputError for anything else that is no text."""
     if value is None:
         return ""
+    if isinstance(value, Unreadable):
+        raise InputError(f"{name} {value.reason}.", where, value.remedy)
     if not isinstance(value, str):
         raise InputError(f"{name} is {kind(value)}, not a text.", where)
     try:

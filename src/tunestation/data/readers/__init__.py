@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tunestation.data.problems import Problems
-from tunestation.data.readers.json_rows import json_rows
-from tunestation.data.readers.row import Row
-from tunestation.data.readers.sheet_rows import sheet_rows
-from tunestation.data.readers.table_rows import table_rows
+from tunestation.data.readers.arrow_files import arrow_rows, parquet_rows
+from tunestation.data.readers.json_files import json_rows
+from tunestation.data.readers.row import Row, Unreadable
+from tunestation.data.readers.sheet_files import sheet_rows
+from tunestation.data.readers.table_files import csv_rows, tsv_rows
+from tunestation.data.readers.text import COMPRESSIONS, plain_suffix
+from tunestation.data.readers.text_files import text_rows
 from tunestation.errors import Problem
 from tunestation.recipe.data import ReadOptions
 
-__all__ = ["READERS", "Row", "read_rows"]
+__all__ = ["READERS", "Row", "Unreadable", "read_rows"]
 
 READERS = {
     ".json": json_rows,
     ".jsonl": json_rows,
-    ".csv": table_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
     ".xlsx": sheet_rows,
+    ".parquet": parquet_rows,
+    ".arrow": arrow_rows,
+    ".txt": text_rows,
 }
-"""Suffix -> reader(path, name, options, problems), which yields rows and notes what is wrong."""
+"""Suffix -> reader(path, name, options, problems), which yields rows and notes what is wrong. Each also behind `.gz` and `.zst`."""
 
 
 def read_rows(path: Path, name: str, problems: Problems, options: ReadOptions | None = None) -> Iterator[Row]:
@@ -33,13 +40,22 @@ def read_rows(path: Path, name: str, problems: Problems, options: ReadOptions | 
     if not path.is_file():
         problems.add(Problem("the file does not exist.", name, "Check the path; it is looked up beside the recipe and in TUNE_DATASETS."))
         return
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(plain_suffix(path))
     if reader is None:
-        problems.add(Problem(f"files of kind '{path.suffix}' cannot be read.", name, f"Use one of: {', '.join(READERS)}."))
+        problems.add(unknown_kind(name))
         return
     empty = True
-    for row in reader(path, name, options or ReadOptions(), problems):
-        empty = empty and not row.values
-        yield row
+    try:
+        for row in reader(path, name, options or ReadOptions(), problems):
+            empty = empty and not row.values
+            yield row
+    except (OSError, UnicodeError) as error:  # also a damaged gzip or zstd stream, and a broken pair in UTF-16
+        problems.add(Problem(f"cannot be read: {error}.", name, "Mend the file, or fetch it again."))
     if empty and not problems:
         problems.add(Problem("the file is empty: it holds no rows.", name))
+
+
+def unknown_kind(name: str) -> Problem:
+    """The problem of a file whose suffix no reader goes by."""
+    remedy = f"Use one of: {', '.join(READERS)}; each may be compressed ({', '.join(COMPRESSIONS)})."
+    return Problem(f"files of kind '{plain_suffix(PurePath(name))}' cannot be read.", name, remedy)

@@ -7,6 +7,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """Stands where a file has no value that can be trusted: it is a problem only if a format reads it."""
+
+    reason: str
+    """What is wrong, as the end of a sentence that begins with the column."""
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of a file, before anything is made of it."""
 

@@ -1,19 +1,55 @@
-"""Files as text, line by line: the encoding, the byte order mark, and bytes that are no text."""
+"""Files as bytes and as lines of text: compression, encoding, byte order mark, and bytes that are no text."""
 
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 from tunestation.data.problems import Problems
 from tunestation.errors import Problem
 from tunestation.recipe.data import ReadOptions
 
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Suffix -> how the file is compressed."""
+
+
+def plain_suffix(path: PurePath) -> str:
+    """The suffix that says what the file is: `.jsonl` of `x.jsonl.gz`."""
+    suffix = path.suffix.lower()
+    return PurePath(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """The file's bytes, decompressed while they are read."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if not compression:
+        return path.open("rb")
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression=compression)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of the decompressed file, for formats that have to be read from their end."""
+    if path.suffix.lower() not in COMPRESSIONS:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=plain_suffix(path)) as copy:
+        with open_binary(path) as stream:
+            shutil.copyfileobj(stream, copy)
+        copy.flush()
+        yield Path(copy.name)
+
 
 def open_text(path: Path, encoding: str, newline: str) -> io.TextIOWrapper:
     """The file as text. A byte that is no text becomes a lone surrogate, which `undecodable` finds: so its line can be told."""
-    return path.open("r", encoding=encoding, errors="surrogateescape", newline=newline)
+    return io.TextIOWrapper(open_binary(path), encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def lines(path: Path, name: str, options: ReadOptions, problems: Problems, newline: str = "\n") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""CSV: the first line names the columns."""
+"""CSV and TSV: the first line names the columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ from tunestation.errors import Problem
 from tunestation.recipe.data import ReadOptions
 
 
-def table_rows(path: Path, name: str, options: ReadOptions, problems: Problems) -> Iterator[Row]:
+def csv_rows(path: Path, name: str, options: ReadOptions, problems: Problems) -> Iterator[Row]:
+    """Fields between commas."""
+    return _rows(path, name, options, problems, ",")
+
+
+def tsv_rows(path: Path, name: str, options: ReadOptions, problems: Problems) -> Iterator[Row]:
+    """Fields between tabs."""
+    return _rows(path, name, options, problems, "\t")
+
+
+def _rows(path: Path, name: str, options: ReadOptions, problems: Problems, delimiter: str) -> Iterator[Row]:
     """One row a record. Strict: an unclosed quote would otherwise swallow the rest of the file."""
     csv.field_size_limit(2**31 - 1)
-    records = csv.reader(lines(path, name, options, problems, newline=""), strict=True)
+    records = csv.reader(lines(path, name, options, problems, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line, count = 1, 0
     try:
@@ -30,7 +40,7 @@ def table_rows(path: Path, name: str, options: ReadOptions, problems: Problems) 
                 yield from _record(header, record, Row({}, where, name, count), problems)
             line = records.line_num + 1
     except csv.Error as error:
-        problems.add(Problem(f"malformed CSV: {error}.", f"{name}:{line}"))
+        problems.add(Problem(f"malformed {'TSV' if delimiter != ',' else 'CSV'}: {error}.", f"{name}:{line}"))
 
 
 def _record(header: list[str], record: list[str], blank: Row, problems: Problems) -> Iterator[Row]:

@@ -136,8 +136,9 @@ class _Array:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self._buffer) - NEAR or error.msg.startswith("Unterminated string")
+                into = error.pos - self._at
                 if not (cut and self._more()):
-                    raise self._broken(f"malformed JSON: {error.msg}", error.pos) from None
+                    raise self._broken(f"malformed JSON: {error.msg}", self._at + into) from None
             except (ValueError, RecursionError) as error:
                 raise self._broken(_malformed(error).removesuffix("."), self._at) from None
             else:
