@@ -50,6 +50,9 @@ class Shards:
         """Names of all tensors."""
         return list(self._where)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
     def meta(self, name: str) -> torch.Tensor:
         """Shape and dtype of a tensor, on the device `meta`."""
         return self._where[name].tensors[name]

@@ -1,0 +1,144 @@
+"""Conversion of a folder in a family's layout into one that transformers loads by itself, and the way back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunestation.errors import InputError, Problem
+from tunestation.models.native.family import Family
+from tunestation.models.native.registry import family_named, family_of
+from tunestation.models.native.tensors import planned, planned_back
+from tunestation.models.native.vocabularies import chat_template, write_tokenizer
+from tunestation.models.shards import Planned, Shards, write_shards
+from tunestation.pipeline.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+RECORD = "conversion.json"
+"""Written last: says what the folder was made of, and holds the original configuration."""
+SHARD = 2 * 10**9
+"""Bytes of a shard: what an interrupted conversion does again at most."""
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_length")
+
+
+def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> dict[str, str]:
+    """Write the model of `source`, called `name`, into `into`; returns the digests of the new weight files.
+
+    `digests` (file -> SHA-256 of the source) go into the record. A folder that an interrupted run left is completed.
+    Raises InputError for tensors that do not fit the family, for a variant that cannot be converted, and for pickles
+    that want more than tensors.
+    """
+    config = read_json(source / "config.json")
+    family = family_of(config)
+    refuse_variant(family, config, name)
+    files = _json_files(source, config)
+    shards = Shards(source)
+    plan, unknown = planned(family, config, shards)
+    biased = any(tensor.name.endswith("self_attn.q_proj.bias") for tensor in plan)
+    into.mkdir(parents=True, exist_ok=True)
+    tokenizer = write_tokenizer(family, source, config, chat_template(family, files), into)
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    write_json(into / "config.json", _config(family, config, biased, plan) | ids)
+    write_json(into / "generation_config.json", _sampling(files["generation"]) | ids | _stops(family, files, tokenizer))
+    _refuse_misfits(into, plan, unknown, f"{name} ({family.name})")
+    _copy_others(source, into, family.vocabulary(config).file)
+    written = write_shards(plan, into, SHARD, shards.release)
+    limit = family.limit(config)
+    record = {"family": family.name, "version": family.version, "config": config, "source": digests}
+    write_json(into / RECORD, record | {"limit": {"tokens": limit.tokens, "why": limit.why} if limit else None})
+    return written
+
+
+def export_back(source: Path, record: dict, into: Path) -> dict[str, str]:
+    """Write a model in our layout (`source`) back into that of its family; returns the digests of the weight files.
+
+    `record` is the content of the `conversion.json` that its base has.
+    """
+    shards = Shards(source)
+    into.mkdir(parents=True, exist_ok=True)
+    write_json(into / "config.json", record["config"])
+    family = family_named(record["family"])
+    _copy_others(source, into, family.vocabulary(record["config"]).file)
+    return write_shards(planned_back(family, record["config"], shards), into, SHARD, shards.release)
+
+
+def refuse_variant(family: Family, config: dict, name: str) -> None:
+    """Raise InputError for a variant of the family that has other equations."""
+    reason = family.refusal(config)
+    if reason:
+        raise InputError(f"is a {family.name} model that cannot be converted: {reason}.", name, "Use the family's plain model.")
+
+
+def _json_files(source: Path, config: dict) -> dict:
+    def read(name: str) -> dict:
+        return read_json(source / name) if (source / name).is_file() else {}
+
+    return {"config": config, "generation": read("generation_config.json"), "tokenizer": read("tokenizer_config.json")}
+
+
+def _config(family: Family, config: dict, biased: bool, plan: list[Planned]) -> dict:
+    dtypes = {str(tensor.meta.dtype).removeprefix("torch.") for tensor in plan if tensor.meta.dim() == 2}
+    return family.config(config, biased) | {
+        "model_type": family.target,
+        "tie_word_embeddings": False,
+        "initializer_range": config.get("initializer_range", 0.02),
+        "torch_dtype": dtypes.pop() if len(dtypes) == 1 else "bfloat16",
+        "use_cache": True,
+    }
+
+
+def _sampling(given: dict) -> dict:
+    """How the family's chat samples, without what only its own code reads."""
+    return {key: given[key] for key in SAMPLING if key in given} if given.get("do_sample") else {}
+
+
+def _stops(family: Family, files: dict, tokenizer: PreTrainedTokenizerFast) -> dict:
+    """Where generation ends: eos, and for a chat model the end of a turn."""
+    chats = family.chat is not None and family.chat.is_chat(files)
+    stops = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(text) for text in (family.chat.stop if chats else ()))]
+    return {"eos_token_id": stops if len(stops) > 1 else stops[0]}
+
+
+def _copy_others(source: Path, into: Path, vocabulary: str) -> None:
+    """The licence, and the vocabulary as it came: llama.cpp reads it, and the way back needs it."""
+    for path in (source / vocabulary, *source.glob("LICENSE*"), *source.glob("NOTICE*")):
+        if path.is_file():
+            shutil.copyfile(path, into / path.name)
+
+
+def _refuse_misfits(into: Path, plan: list[Planned], unknown: list[str], name: str) -> None:
+    """Compare with what transformers is going to look for: names and shapes, before gigabytes are written."""
+    wanted, found = _wanted(into), {tensor.name: tuple(tensor.meta.shape) for tensor in plan}
+    problems = [
+        _misfit(name, "tensors that the family does not have", unknown),
+        _misfit(name, "fewer tensors than the configuration says; missing", sorted(wanted.keys() - found.keys())),
+        _misfit(name, "more tensors than the configuration says", sorted(found.keys() - wanted.keys())),
+        _misfit(name, "tensors of another shape than the configuration says", _shapes(wanted, found)),
+    ]
+    if any(problems):
+        raise InputError(problems=[problem for problem in problems if problem])
+
+
+def _misfit(name: str, what: str, names: list[str]) -> Problem | None:
+    few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return Problem(f"has {what}: {few}.", name, "Fetch it again, or use the family's plain model.") if names else None
+
+
+def _shapes(wanted: dict, found: dict) -> list[str]:
+    both = sorted(wanted.keys() & found.keys())
+    return [f"{name} {list(found[name])} instead of {list(wanted[name])}" for name in both if found[name] != wanted[name]]
+
+
+def _wanted(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight of the architecture that `folder`'s config.json names."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import tunestation.models.alibi  # noqa: F401  makes the Auto classes know it
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
