@@ -7,7 +7,7 @@ from invoke import task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from tunestation.runner import call, diagnose, tool
+from tunestation.runner import call, diagnose, manage, tool
 
 SET = {"set": "key=value on top of the recipe, as train.epochs=1; may be given several times"}
 RUN = SET | {"force": "run again even if nothing changed", "offline": "touch no network"}
@@ -88,6 +88,30 @@ def doctor(_, strict=False, offline=False):
     diagnose(*["--strict"] * strict, *["--offline"] * offline)
 
 
+@task(help={"target": "runtime, or cloud with an SSH server", "base": "instead of the Dockerfile's base image", "network": "of the build"})
+def build(_, target="runtime", base="", network=""):
+    """Make the image; from then on tasks run in it."""
+    manage("build", target, base, network)
+
+
+@task(help={"port": "of the chat page, on 127.0.0.1"})
+def up(_, recipe, port=7860):
+    """Take a recipe to a chat page that goes on in the background, in the image."""
+    manage("up", recipe, port)
+
+
+@task
+def shell(_):
+    """Open a shell in the image."""
+    manage("shell")
+
+
+@task
+def down(_):
+    """Stop what `up` has started."""
+    manage("down")
+
+
 @task
 def docs(_):
     """Write the generated pages: recipe reference and JSON schema."""
@@ -102,5 +126,11 @@ def test(_, only="tests"):
 
 @task
 def lint(_):
-    """Check style."""
-    tool("-m", "ruff", "check", "src", "tests", "tasks.py")
+    """Check the style of code, scripts, YAML, Dockerfile and compose files."""
+    tool("-m", "tunestation.linting")
+
+
+@task
+def lock_stack(_):
+    """Write docker/requirements.lock, the image's packages with their hashes, from docker/requirements.txt."""
+    tool("-m", "tunestation.stacklock")

@@ -1,7 +1,8 @@
 """Where a task runs. Standard library only: it works before anything is installed.
 
-The first task that needs it installs the pinned stack into .venv with plain pip, so pip's own configuration decides
-between the CUDA and a CPU build of torch. TUNE_RUNNER=here uses the running Python as it is.
+Once `invoke build` has made the image, tasks run in a container of it; before that, the first task installs the pinned stack into
+.venv with plain pip, so pip's own configuration decides between the CUDA and a CPU build of torch. TUNE_RUNNER chooses: docker, venv,
+or here for the running Python as it is. Developers' tools (test, lint, lock-stack) always run in .venv.
 """
 
 from __future__ import annotations
@@ -11,21 +12,44 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tunestation import errors
+from tunestation import container, errors
 from tunestation.settings import PROJECT, child_environment, runner
 
 PYTHON = PROJECT / ".venv" / "bin" / "python"
 
 
 def call(function: str, *arguments: object, **options: object) -> None:
-    """Call `tunestation.app.<function>` on the pinned stack; an error becomes its message and exit code."""
-    stack()
-    from tunestation import app
+    """Call `tunestation.app.<function>` on the pinned stack, in the image if there is one."""
+    with _in_words():
+        if _in_docker():
+            sys.exit(container.run(sys.argv[1:]))
+        stack()
+        from tunestation import app
 
-    try:
         getattr(app, function)(*arguments, **options)
+
+
+def manage(function: str, *arguments: object) -> None:
+    """Call `tunestation.container.<function>`: what makes and starts containers runs outside of them."""
+    with _in_words():
+        getattr(container, function)(*arguments)
+
+
+def _in_docker() -> bool:
+    if runner() == "docker":
+        container.made_or_refuse()
+    return runner() == "docker" or (runner() == "" and container.made())
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """An error becomes its message and exit code."""
+    try:
+        yield
     except errors.TunestationError as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -35,11 +59,14 @@ def call(function: str, *arguments: object, **options: object) -> None:
 def tool(*arguments: str) -> None:
     """Run a developer's tool (`-m pytest ...`) in the checkout and end with its exit code."""
     stack("requirements-dev")
-    sys.exit(subprocess.run([sys.executable, *arguments], cwd=PROJECT, check=False).returncode)
+    sys.exit(subprocess.run([sys.executable, *arguments], cwd=PROJECT, env=child_environment({}), check=False).returncode)
 
 
 def diagnose(*arguments: str) -> None:
-    """Look at this machine with the Python that runs would use, if it is there; installs nothing. Ends with the doctor's exit code."""
+    """Look at this machine as runs would see it, in the image if there is one; installs nothing. Ends with the doctor's exit code."""
+    with _in_words():
+        if _in_docker():
+            sys.exit(container.run(sys.argv[1:]))
     python = sys.executable if runner() == "here" or not PYTHON.exists() else str(PYTHON)
     command = [python, "-m", "tunestation.doctor", *arguments]
     sys.exit(subprocess.run(command, cwd=PROJECT, env=child_environment({}), check=False).returncode)

@@ -68,9 +68,19 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
+def host_environment(file: Path) -> dict[str, str]:
+    """The process's environment on top of the NAME=value lines of `file` (Compose's .env), if there is one."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
+    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs} | dict(os.environ)
+
+
 def runner() -> str:
-    """TUNE_RUNNER: where tasks run; "here" is the running Python as it is, empty lets Tunestation choose."""
-    return os.environ.get("TUNE_RUNNER", "")
+    """TUNE_RUNNER: where tasks run; empty lets Tunestation choose. Raises InputError on a word that is none."""
+    word = os.environ.get("TUNE_RUNNER", "")
+    if word not in ("", "docker", "venv", "here"):
+        raise InputError(f"TUNE_RUNNER is '{word}'.", "environment", "Set it to docker, venv or here, or unset it.")
+    return word
 
 
 def visible_gpus_variable() -> str | None:
