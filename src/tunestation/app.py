@@ -73,6 +73,7 @@ def reproduce(
     done = _run(work, stages, [stage.name for stage in stages] if force else [])
     print(closing.stages(done))
     comparisons = _settle(work, until, update_lock)
+    print(closing.warnings(work), end="")
     print(closing.results(work))
     if locks.differs(comparisons):
         raise ReproductionDiffers("this run does not reproduce its lock.", str(work.lock_path), "See the table; --update-lock accepts it.")

@@ -15,6 +15,7 @@ from tunestation.fetching.manifest import data_of
 from tunestation.models.folder import check_model_folder
 from tunestation.recipe.document import Key
 from tunestation.recipe.problems import dotted, suggestion
+from tunestation.recipe.schema import TEMPLATE_FILE
 from tunestation.recipe.sources import FileSource, FolderModel, GeneratorSource, HubModel, HubSource, StarterModel, UrlSource
 from tunestation.stages.fetch import STARTER
 from tunestation.stages.inputs import pin_name
@@ -68,7 +69,7 @@ def _model(work: Work) -> Iterator[Problem]:
 
 def _template(work: Work) -> Iterator[Problem]:
     name, known = work.recipe.template, ["auto", *TEMPLATES]
-    if name not in known:
+    if name not in known and not name.endswith(TEMPLATE_FILE):
         yield _problem(work, ("template",), f"'{name}' is not known.", suggestion(name, known))
 
 
@@ -112,7 +113,7 @@ def _rows(work: Work) -> list[Problem]:
             rows, found = _file(work, n, ref, ledger)
             count += rows
             problems += found
-    for reason, dropped in ledger.reasons().most_common():
+    for reason, dropped in ledger.reasons.most_common():
         print(f"{dropped} of {count} rows in files cannot be trained: {reason}")
     everything_here = not work.inputs.problems and not not_fetched(work)
     return problems if problems or not everything_here else _too_many_dropped(work, ledger, count)

@@ -25,6 +25,12 @@ def stages(done: Sequence[Done]) -> str:
     return "\n" + table([*rows, ("all", "", total, "")], ("stage", "outcome", "time", "result"))
 
 
+def warnings(work: Work) -> str:
+    """A table of all that the stages warned of; empty if there was nothing."""
+    rows = [(stage, text) for stage, record in work.records().items() for text in record["observed"].get("warnings", [])]
+    return "\n" + table(rows, ("stage", "warning")) if rows else ""
+
+
 def comparisons(found: Sequence[Comparison], lock: Path) -> str:
     """A table of each stage beside the lock, with its verdict."""
     if not found:

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunestation.data.encoding import IGNORE, encode, encode_pieces, encode_prompt, pieces
+from tunestation.data.encoding import IGNORE, Encoder, encode, encode_prompt
 from tunestation.data.formats import Message
 from tunestation.data.probe import probe
 from tunestation.data.templates import TEMPLATES
-from tunestation.data.tokenizers import control_tokens, load_tokenizer, set_template, train_tokenizer
+from tunestation.data.tokenizers import load_tokenizer, set_template, train_tokenizer
 from tunestation.errors import InputError
 
 TEXTS = ["system\nuser\nassistant\nHello, how are you? I am fine.\n\n", "你好，我是一个助手。", "12 + 30 = 42"]
@@ -34,9 +34,13 @@ def make(template: str = "chatml", bos: str | None = None):
 
 
 CHATML = make()
-TEXT = st.text(st.characters(exclude_categories=("Cs",)) | st.sampled_from("你好我👋🏽é\n 12"), min_size=1, max_size=40).filter(
-    lambda text: text.strip() and not control_tokens(CHATML).search(text)
+LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\U000f0000\U000f0001") | st.sampled_from("你好我👋🏽é\n 12")
+TEXT = (
+    st.lists(LETTERS | st.sampled_from(("<|im_end|>", "<|im_start|>", "<|endoftext|>", "</s>", "<eoa>")), min_size=1, max_size=40)
+    .map("".join)
+    .filter(lambda text: text.strip())
 )
+"""Anything that can be written, control tokens spelled out included."""
 
 
 def talk(*texts: str, system: str | None = None, silent: tuple[int, ...] = ()) -> list[Message]:
@@ -87,7 +91,8 @@ def test_an_answer_without_loss_is_context_with_the_same_ids():
 
 def test_many_conversations_in_one_call_get_the_ids_of_each_alone():
     talks = [talk("a", "b"), talk("Hello, how", "你好", "12", "30", system="S")]
-    assert encode_pieces(CHATML, [pieces(CHATML, one) for one in talks]) == [encode(CHATML, one) for one in talks]
+    encoder = Encoder(CHATML)
+    assert encoder.encode([encoder.pieces(one) for one in talks]) == [encode(CHATML, one) for one in talks]
 
 
 def test_the_built_in_templates_write_xtuners_strings():
@@ -118,7 +123,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
     tokenizer = make()
     tokenizer.chat_template = FORGETFUL
     assert len(spans(encode(tokenizer, talk("a", "b")))) == 1
-    with pytest.raises(InputError, match=r"the chat template \(the model's own\) writes an earlier turn differently.*<think>"):
+    with pytest.raises(InputError, match=r"the chat template \(the model's or your own\) writes an earlier turn differently.*<think>"):
         encode(tokenizer, talk("a", "b", "c", "d"))
 
 
@@ -133,7 +138,7 @@ def test_a_template_that_raises_is_told_as_the_rows_problem():
     tokenizer = make(bos="<|endoftext|>")
     tokenizer.chat_template = LLAMA_LIKE
     with pytest.raises(InputError, match=r"^x.jsonl:3: .*refuses this conversation: no system text"):
-        pieces(tokenizer, talk("a", "b", system="S"), "x.jsonl:3")
+        Encoder(tokenizer).pieces(talk("a", "b", system="S"), "x.jsonl:3")
 
 
 def test_the_probe_agrees_with_what_other_programs_do_with_the_template():
@@ -167,10 +172,12 @@ def test_auto_takes_the_stop_token_from_the_generation_config_if_the_template_en
     assert tokenizer.eos_token == "<|im_end|>"
 
 
-@pytest.mark.parametrize(("name", "words"), [("chatmi", "Choose from: auto, chatml"), ("internlm2_chat", "this tokenizer has none")])
+@pytest.mark.parametrize(("name", "words"), [("chatmi", "Choose from: auto, chatml"), ("zephyr", "this tokenizer has none")])
 def test_a_template_that_does_not_fit_is_refused(name, words):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    tokenizer.eos_token = None
     with pytest.raises(InputError, match=words):
-        set_template(train_tokenizer(TEXTS, 300), name, None)
+        set_template(tokenizer, name, None)
 
 
 def test_a_named_template_needs_its_stop_token_in_the_vocabulary():

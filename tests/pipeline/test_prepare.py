@@ -8,6 +8,7 @@ import pytest
 from datasets import load_from_disk
 
 from tunestation.data.encoding import IGNORE
+from tunestation.data.ledger import read_ledger
 from tunestation.data.templates import TEMPLATES
 from tunestation.data.tokenizers import load_tokenizer
 from tunestation.errors import InputError
@@ -127,7 +128,7 @@ def test_equal_inputs_give_equal_bytes(bench, packing):
     first, second = (bench.run(rows, packing=packing, held_out_fraction=0.2) for _ in range(2))
     assert first[0] == second[0]
     assert digests(first[1]) == digests(second[1])
-    assert {"probe.json", "rows.jsonl", "train/state.json", "held_out/state.json", "tokenizer/chat_template.jinja"} <= set(
+    assert {"probe.json", "rows.jsonl.zst", "train/state.json", "held_out/state.json", "tokenizer/chat_template.jinja"} <= set(
         digests(first[1])
     )
     other = bench.run(rows, packing=packing, held_out_fraction=0.2, seed=8)
@@ -181,9 +182,10 @@ def test_long_rows_are_cut_on_the_right_and_named(bench):
     rows = [*numbers(3), {"q": "Count.", "a": "one two three " * 40}]
     facts, output = bench.run(bench.rows("n.jsonl", rows))
     assert facts["truncated"] == 1
-    entry = json.loads((output / "rows.jsonl").read_text(encoding="utf-8"))
-    assert (entry["fate"], entry["where"]) == ("truncated", "n.jsonl:4")
-    assert entry["reason"] == f"{facts['longest']} tokens, cut to 64"
+    *kept, entry = read_ledger(output / "rows.jsonl.zst")
+    assert [line["fate"] for line in kept] == ["kept"] * 3
+    assert (entry["fate"], entry["where"], entry["tokens"]) == ("truncated", "n.jsonl:4", facts["longest"])
+    assert entry["lost"] == facts["lost_tokens"] == facts["longest"] - 64
     assert max(len(row) for row in load_from_disk(str(output / "train"))["input_ids"]) == 64
 
 
@@ -211,10 +213,14 @@ def test_every_row_with_masked_labels_is_an_error(bench):
     assert "nothing is left to train on, all 3 rows were dropped (3 rows: all labels are masked" in words
 
 
-def test_a_text_that_spells_a_control_token_is_dropped_and_named(bench):
+def test_a_text_that_spells_a_control_token_is_learned_as_text(bench):
     rows = [*numbers(3), {"q": "End?", "a": "yes<|im_end|>\n<|im_start|>user\nno"}]
-    words = bench.error(bench.rows("n.jsonl", rows))
-    assert "n.jsonl:4: a text holds the control token <|im_end|>." in words
+    facts, output = bench.run(bench.rows("n.jsonl", rows))
+    assert (facts["dropped"], facts["stop_tokens"]) == (0, 4)
+    tokenizer = load_tokenizer(output / "tokenizer", "t")
+    learned = [label for row in load_from_disk(str(output / "train")) for label in row["labels"] if label != IGNORE]
+    assert "yes<|im_end|>\n<|im_start|>user\nno<|im_end|>" in tokenizer.decode(learned)
+    assert learned.count(tokenizer.eos_token_id) == 4
 
 
 def test_repaired_and_blank_rows_are_counted_and_named(bench):
@@ -222,8 +228,9 @@ def test_repaired_and_blank_rows_are_counted_and_named(bench):
     rows = bench.rows("m.jsonl", [{"messages": messages[:2]}, {}, {"messages": messages}]) | {"format": {"kind": "messages"}}
     facts, output = bench.run(rows)
     assert (facts["rows"], facts["repaired"], facts["blank"], facts["dropped"]) == (2, 1, 1, 0)
-    entries = [json.loads(line) for line in (output / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {(entry["fate"], entry["where"]) for entry in entries} == {("blank", "m.jsonl:2"), ("repaired", "m.jsonl:3")}
+    first, blank, repaired = read_ledger(output / "rows.jsonl.zst")
+    assert (blank["fate"], blank["where"]) == ("blank", "m.jsonl:2")
+    assert (repaired["fate"], repaired["repaired"]) == ("kept", "cut 1 unanswered turn at the end") and "repaired" not in first
 
 
 def test_the_problems_of_all_files_are_told_at_once(bench):
@@ -291,7 +298,9 @@ def test_a_template_that_refuses_rows_names_them(bench):
     )
     (trained / "tokenizer").rename(bench.root / "models/picky")
     words = bench.error(rows | {"system": "S"}, model="models:picky", template="auto")
-    assert "n.jsonl:1: the chat template (the model's own) refuses this conversation: system texts are not known." in words
+    refused = "the chat template (the model's or your own) refuses this conversation: system texts are not known."
+    assert f"nothing is left to train on, all 3 rows were dropped (3 rows: {refused}" in words
+    assert f"n.jsonl:1: {refused} Change the row, or name another template." in words
 
 
 def test_the_probe_is_what_training_saw(bench):
@@ -309,7 +318,9 @@ def test_the_real_files_go_through_whole(tmp_path):
     coach = part("datasets:career_coach.xlsx", system="You are an experienced workplace coach.")
     facts, output = bench.run(coach, alpaca, identity, max_tokens=512, held_out_fraction=0.02, tokenizer={"vocab_size": 2000})
     assert (facts["rows"], facts["conversations"], facts["dropped"], facts["repaired"]) == (246 + 1999 + 91, 246 + 1999 + 182, 0, 0)
-    assert facts["truncated"] == len((output / "rows.jsonl").read_text(encoding="utf-8").splitlines()) > 0
+    lines = list(read_ledger(output / "rows.jsonl.zst"))
+    assert len(lines) == facts["rows"]
+    assert facts["truncated"] == sum(line["fate"] == "truncated" for line in lines) > 0
     assert facts["tokens"] / (facts["packs"] * 512) > 0.99
     assert facts["held_out_tokens"] > 0
     assert any("NAME" in answer for answer in answers(output / "train", output))

@@ -28,7 +28,7 @@ def test_a_recipe_without_problems_passes(bench, capsys):
 
 
 def test_an_unknown_template_is_told_with_the_nearest_one(bench):
-    assert problems(bench.open(("chatml", "chatlm"))) == ["small.yaml:10: template 'chatlm' is not known. Did you mean 'chatml'?"]
+    assert problems(bench.open(("chatml", "chatmll"))) == ["small.yaml:10: template 'chatmll' is not known. Did you mean 'chatml'?"]
     (told,) = problems(bench.open(("chatml", "nothing-like-it")))
     assert told.startswith("small.yaml:10: template 'nothing-like-it' is not known. Choose from: auto, chatml, ")
 
@@ -87,10 +87,10 @@ def test_a_placeholder_without_a_value_is_told(bench):
 
 def test_a_missing_or_empty_file_is_told_together_with_the_rest(bench):
     (bench.recipes / "empty.jsonl").write_text("")
-    found = problems(bench.open(("[rows.jsonl]", "[gone.jsonl, empty.jsonl]"), ("chatml", "chatlm")))
+    found = problems(bench.open(("[rows.jsonl]", "[gone.jsonl, empty.jsonl]"), ("chatml", "chatmll")))
     assert [told.split(" It was looked")[0] for told in found] == [
         "small.yaml:8: there is no file 'gone.jsonl'.",
-        "small.yaml:10: template 'chatlm' is not known. Did you mean 'chatml'?",
+        "small.yaml:10: template 'chatmll' is not known. Did you mean 'chatml'?",
         "empty.jsonl: the file is empty: it holds no rows.",
     ]
 
@@ -213,8 +213,8 @@ def test_what_is_on_a_hub_or_the_web_is_named_as_not_fetched_and_is_no_problem(b
 
 
 def test_a_run_is_refused_before_it_starts_for_what_reads_no_rows(bench):
-    path = bench.recipe(("chatml", "chatlm"))
-    with pytest.raises(InputError, match=r"small.yaml:10: template 'chatlm' is not known."):
+    path = bench.recipe(("chatml", "chatmll"))
+    with pytest.raises(InputError, match=r"small.yaml:10: template 'chatmll' is not known."):
         app.reproduce(str(path))
     assert not (bench.folder / "home" / "runs").exists()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -11,43 +10,41 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from tunestation.data.encoding import Encoded
+from tunestation.data.spool import Spool, unpacked
+from tunestation.pipeline.digest import file_digest
+from tunestation.pipeline.files import write_json
 
 BATCH = 1000
 """Packs in one Arrow record batch."""
+FEATURES = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in ("input_ids", "labels", "position_ids")})
+FILE = "data-00000-of-00001.arrow"
 
 
-def write_packs(packs: Sequence[Sequence[Encoded]], folder: Path) -> None:
-    """Write one row a pack with the columns input_ids, labels and position_ids (lists of int32).
+def write_packs(packs: Sequence[Sequence[int]], spool: Spool, folder: Path) -> int:
+    """Write one row a pack with the columns input_ids, labels and position_ids (lists of int32); returns the tokens written.
 
-    position_ids begin at 0 for each conversation of a pack: that is how attention keeps them apart.
+    `packs` are the documents of each pack. position_ids begin at 0 for each document of a pack: that is how attention
+    keeps them apart. The folder is what `datasets.load_from_disk` reads, written batch by batch.
     """
-    table = pa.concat_tables([_table(packs[first : first + BATCH]) for first in range(0, max(len(packs), 1), BATCH)])
+    folder.mkdir()
+    tokens = 0
+    with pa.OSFile(str(folder / FILE), "wb") as file, pa.ipc.new_stream(file, FEATURES.arrow_schema) as stream:
+        for first in range(0, len(packs), BATCH):
+            batch = _batch(packs[first : first + BATCH], spool)
+            stream.write_batch(batch)
+            tokens += len(batch["input_ids"].values)
+    datasets.DatasetInfo(features=FEATURES).write_to_directory(str(folder))
     # Of its own accord the library names a data set by a hash that differs from run to run.
-    data = datasets.Dataset(table, fingerprint=_digest(table)[:16])
-    # An empty data set would get no file at all, and could not be loaded.
-    data.save_to_disk(folder, num_shards=None if packs else 1)
+    named = {"_data_files": [{"filename": FILE}], "_fingerprint": file_digest(folder / FILE)[:16], "_split": None}
+    formatted = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
+    write_json(folder / "state.json", named | formatted)
+    return tokens
 
 
-def _table(packs: Sequence[Sequence[Encoded]]) -> pa.Table:
-    offsets = np.cumsum([0, *(sum(len(one.input_ids) for one in row) for row in packs)], dtype=np.int32)
-    flat = [one for row in packs for one in row]
-    values = {
-        "input_ids": (one.input_ids for one in flat),
-        "labels": (one.labels for one in flat),
-        "position_ids": (range(len(one.input_ids)) for one in flat),
-    }
-    return pa.table({name: pa.ListArray.from_arrays(offsets, _int32(lists)) for name, lists in values.items()})
-
-
-def _int32(lists: Iterable[Sequence[int]]) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(lists), dtype=np.int32)
-
-
-def _digest(table: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for name in table.column_names:
-        for chunk in table[name].chunks:
-            for buffer in chunk.buffers():
-                digest.update(b"-" if buffer is None else buffer)
-    return digest.hexdigest()
+def _batch(packs: Sequence[Sequence[int]], spool: Spool) -> pa.RecordBatch:
+    offsets = np.cumsum([0, *(sum(spool.lengths[document] for document in row) for row in packs)], dtype=np.int32)
+    documents = list(chain.from_iterable(packs))
+    input_ids, labels = unpacked(spool.read(documents))
+    positions = np.concatenate([np.arange(spool.lengths[document], dtype=np.int32) for document in documents])
+    lists = [pa.ListArray.from_arrays(offsets, values) for values in (input_ids, labels, positions)]
+    return pa.RecordBatch.from_arrays(lists, schema=FEATURES.arrow_schema)

@@ -1,25 +1,30 @@
 """From messages to token ids and labels. Training, the chat page and the API all come through here.
 
-The chat template is rendered up to each answer and after it; the texts between these cuts are tokenised one by one.
+A conversation is cut into prompts and answers, and the texts between these cuts are tokenised one by one.
 At generation a model sees exactly such a cut: a prompt tokenised by itself. So the ids of training are the ids of use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from tunestation.data.control import control_tokens, encode_marked, marked
 from tunestation.data.formats import Message
-from tunestation.data.templates import TEMPLATES
+from tunestation.data.rendering import Cut, Rendered, label
+from tunestation.data.templates import BY_JINJA
+from tunestation.data.templates.turns import Misplaced
 from tunestation.errors import InputError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
 """Label of a token that is not learned (PyTorch's cross entropy leaves it out)."""
+TrainOn = Literal["assistant", "last", "all"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,15 @@ class Piece:
     text: str
     trained: bool
     """Whether its tokens are labels."""
+    marked: bool = False
+    """Whether markers stand around control tokens that are to be encoded as text."""
+    before: str = ""
+    """The text that it goes on from, where the tokenizer does otherwise at the beginning of a text than within one."""
+
+    @property
+    def texts(self) -> list[str]:
+        """What has to be tokenised: with `before` the ids of the piece are what the first text has beyond the second."""
+        return [self.before + self.text, self.before] if self.before else [self.text]
 
 
 @dataclass(frozen=True)
@@ -39,34 +53,104 @@ class Encoded:
     labels: list[int]
     """The id where it is learned, IGNORE elsewhere."""
 
-    def cut(self, max_tokens: int) -> Encoded:
-        """The first `max_tokens` tokens."""
-        return Encoded(self.input_ids[:max_tokens], self.labels[:max_tokens])
-
     @property
     def labelled(self) -> int:
         """How many tokens are learned."""
         return len(self.labels) - self.labels.count(IGNORE)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Encoded:
-    """Ids and labels of one conversation. Raises InputError as `pieces` does."""
-    return encode_pieces(tokenizer, [pieces(tokenizer, messages)])[0]
+class Encoder:
+    """Cuts conversations by a tokenizer's chat template, and tokenises the pieces."""
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn = "assistant"):
+        """`train_on`: learn every answer, the last answer of a conversation alone, or every token."""
+        self.tokenizer = tokenizer
+        self.train_on = train_on
+        self.turns = template.turns if (template := BY_JINJA.get(tokenizer.chat_template)) else None
+        self.control = control_tokens(tokenizer)
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = False
+        self.contextual = self.turns is None and self._is_contextual()
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Ids of what the model sees when it is asked to answer the last message. Raises InputError as `pieces` does."""
-    found, text, after = _answered(tokenizer, messages, "")
-    prompt = render(tokenizer, messages, prompt=True)
-    _continues(tokenizer, text, prompt, "")
-    return encode_pieces(tokenizer, [[*found, Piece(after + prompt[len(text) :], False)]])[0].input_ids
+    def _is_contextual(self) -> bool:
+        """Whether a text begins with a space of its own, or a token swallows the white space beside it."""
+        adds_space = self._ids("a") != self._ids("\na")[len(self._ids("\n")) :]
+        return adds_space or any(token.lstrip or token.rstrip for token in self.tokenizer.added_tokens_decoder.values())
 
+    def pieces(self, messages: Sequence[Message], where: str = "", tools: Sequence[dict] = ()) -> list[Piece]:
+        """Cut a conversation that ends with an answer; `tools` are the JSON schemas of those that it may call.
 
-def encode_pieces(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Piece]]) -> list[Encoded]:
-    """Tokenise the pieces of many conversations in one call: several times the speed of one by one."""
-    texts = [piece.text for piece in chain.from_iterable(conversations)]
-    ids = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
-    return [_joined((piece.trained, next(ids)) for piece in conversation) for conversation in conversations]
+        An answer ends right after the stop token; what many templates write after it belongs to what follows and is not
+        learned. Raises InputError, placed at `where`, if the template refuses the messages, writes an earlier turn
+        differently once a later one is there, or does not end an answer with the stop token.
+        """
+        turns, told = self._turns(messages, where)
+        if self.turns:
+            found, after = self._by_name(turns, where, tools)
+            found += [(after, None)] if after else []
+        else:
+            found = Rendered(self.tokenizer, tools, where).answered(turns)
+        return self._labelled(found, messages, told)
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict] = ()) -> list[Piece]:
+        """Cut what the model sees when it is asked to answer the last message. Raises InputError as `pieces` does."""
+        turns, told = self._turns(messages, "")
+        if self.turns:
+            found, prompt = self._by_name(turns, "", tools)
+            found += [(prompt, None)]
+        else:
+            found = Rendered(self.tokenizer, tools).prompt(turns)
+        return self._labelled(found, messages, told)
+
+    def _turns(self, messages: Sequence[Message], where: str) -> tuple[list[dict], bool]:
+        """The messages as templates read them, and whether they hold marked control tokens."""
+        turns = [message.turn() for message in messages]
+        told = marked(turns, self.control, where)
+        return told or turns, told is not None
+
+    def document(self, text: str) -> list[Piece]:
+        """A text to be learned as a whole, between bos_token and eos_token where the tokenizer has them."""
+        told = marked([{"role": "user", "content": text}], self.control, "")
+        middle = Piece(told[0]["content"] if told else text, True, told is not None)
+        begin = [Piece(self.tokenizer.bos_token, False)] if self.tokenizer.bos_token else []
+        end = [Piece(self.tokenizer.eos_token, True)] if self.tokenizer.eos_token else []
+        return [*begin, middle, *end]
+
+    def _by_name(self, turns: Sequence[dict], where: str, tools: Sequence[dict]) -> tuple[list[Cut], str]:
+        try:
+            if tools or any("tool_calls" in turn for turn in turns):
+                raise Misplaced("has no place for tools")
+            contents = ((turn["role"], turn["content"]) for turn in turns)
+            return self.turns.pieces(contents, self.tokenizer.bos_token or "", self.tokenizer.eos_token)
+        except Misplaced as error:
+            raise InputError(f"{label(self.tokenizer)} {error}.", where, "Change the row, or name another template.") from None
+
+    def _labelled(self, found: Sequence[Cut], messages: Sequence[Message], told: bool) -> list[Piece]:
+        last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=-1)
+        wanted = {index for index, message in enumerate(messages) if message.loss and (self.train_on != "last" or index == last)}
+        befores = ["", *(text for text, _ in found)] if self.contextual else [""] * len(found)
+        return [
+            Piece(text, self.train_on == "all" if index is None else index in wanted, told, before)
+            for (text, index), before in zip(found, befores, strict=False)
+        ]
+
+    def encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoded]:
+        """Tokenise the pieces of many conversations in one call: several times the speed of one by one."""
+        plain = [text for piece in chain.from_iterable(conversations) if not piece.marked for text in piece.texts]
+        found = iter(self.backend.encode_batch_fast(plain, add_special_tokens=False))
+        return [_joined((piece.trained, self._of(piece, found)) for piece in pieces) for pieces in conversations]
+
+    def _of(self, piece: Piece, found: Iterator[Encoding]) -> list[int]:
+        whole, *before = [encode_marked(self.tokenizer, text) if piece.marked else next(found).ids for text in piece.texts]
+        if not before:
+            return whole
+        count = len(before[0])
+        return whole[count:] if whole[:count] == before[0] else self._ids(piece.text)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
 
 
 def _joined(parts: Iterable[tuple[bool, list[int]]]) -> Encoded:
@@ -78,68 +162,13 @@ def _joined(parts: Iterable[tuple[bool, list[int]]]) -> Encoded:
     return Encoded(input_ids, labels)
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], where: str = "") -> list[Piece]:
-    """Cut the rendered conversation into prompts and answers; its last message must be an answer.
-
-    An answer ends right after the stop token (`tokenizer.eos_token`); the newline that many templates write after it
-    belongs to what follows and is not learned. Raises InputError, placed at `where`, if the template refuses the
-    messages, writes an earlier turn differently once a later one is there, or does not end an answer with the stop token.
-    """
-    found, _, after = _answered(tokenizer, messages, where)
-    return [*found, Piece(after, False)] if after else found
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], train_on: TrainOn = "assistant") -> Encoded:
+    """Ids and labels of one conversation. Raises InputError as `Encoder.pieces` does."""
+    encoder = Encoder(tokenizer, train_on)
+    return encoder.encode([encoder.pieces(messages)])[0]
 
 
-def _answered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], where: str) -> tuple[list[Piece], str, str]:
-    """The pieces up to the last answer, the text rendered so far, and its end after the stop token, which is in no piece yet."""
-    found: list[Piece] = []
-    text = after = ""
-    for index, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:index], True, where)
-        _continues(tokenizer, text, prompt, where)
-        whole = render(tokenizer, messages[: index + 1], False, where)
-        _continues(tokenizer, prompt, whole, where)
-        answer, rest = _split_at_stop(tokenizer, whole[len(prompt) :], where)
-        found += [Piece(after + prompt[len(text) :], False), Piece(answer, message.loss)]
-        text, after = whole, rest
-    return found, text, after
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool, where: str = "") -> str:
-    """The messages as the chat template writes them; with `prompt`, up to where the next answer begins."""
-    from jinja2 import TemplateError
-
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as error:
-        remedy = "Change the row, or name another template."
-        raise InputError(f"{_template(tokenizer)} refuses this conversation: {error}.", where, remedy) from None
-
-
-def _continues(tokenizer: PreTrainedTokenizerBase, before: str, after: str, where: str) -> None:
-    if after.startswith(before):
-        return
-    at = next((index for index, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), min(len(before), len(after)))
-    what = (
-        f"{_template(tokenizer)} writes an earlier turn differently once a later one follows, so training and use would not agree: "
-        f"{before[at : at + 40]!r} becomes {after[at : at + 40]!r}."
-    )
-    raise InputError(what, where, "Name another template, as 'chatml', or use conversations of one question and one answer.")
-
-
-def _split_at_stop(tokenizer: PreTrainedTokenizerBase, turn: str, where: str) -> tuple[str, str]:
-    """The answer with its stop token, and the whitespace after it."""
-    stop = tokenizer.eos_token
-    end = turn.rfind(stop) + len(stop)
-    if stop in turn and not turn[end:].strip():
-        return turn[:end], turn[end:]
-    end_of_answer = f"{_template(tokenizer)} ends an answer with {turn[-20:]!r}"
-    what = f"{end_of_answer}: the stop token {stop!r} is never trained, and answers would never end."
-    raise InputError(what, where, "Name a template whose stop token is the tokenizer's, or mend the tokenizer's eos_token.")
-
-
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    name = next((name for name, template in TEMPLATES.items() if template.jinja == tokenizer.chat_template), "the model's own")
-    return f"the chat template ({name})"
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Ids of what the model sees when it is asked to answer the last message. Raises InputError as `Encoder.pieces` does."""
+    encoder = Encoder(tokenizer)
+    return encoder.encode([encoder.prompt(messages)])[0].input_ids

@@ -1,50 +1,57 @@
-"""The account of rows that did not go through as they are: each is named, none is lost silently."""
+"""The account of every row: none is lost silently."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from tunestation.errors import InputError, Problem
 
-Fate = Literal["dropped", "truncated", "repaired", "blank", "left out"]
-FATES = get_args(Fate)
+Fate = Literal["kept", "truncated", "split", "dropped", "blank", "left out"]
+UNCOUNTED = ("blank", "left out")
+"""Fates that do not count among the rows: there is nothing in them, or the recipe's `limit` does not take them."""
 SHOWN = 5
 """Dropped rows named in a message."""
 
 
-@dataclass
 class Ledger:
-    """What happened to which row, and why."""
+    """What became of which row, and why: written line by line, counted, and judged."""
 
-    entries: list[tuple[Fate, str, str]] = field(default_factory=list)
-    """(fate, where, reason)"""
+    def __init__(self, path: Path | None = None):
+        """Lines go to `path` as Zstandard-compressed JSON; without one they are only counted."""
+        self.fates: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        """Why rows were dropped."""
+        self._first: list[Problem] = []
+        self._file = _compressed(path) if path else None
 
-    def note(self, fate: Fate, where: str, reason: str) -> None:
-        """Write one row down."""
-        self.entries.append((fate, where, reason))
+    @property
+    def rows(self) -> int:
+        """Rows read, blank and left out ones not counted."""
+        return sum(count for fate, count in self.fates.items() if fate not in UNCOUNTED)
 
-    def count(self, fate: Fate) -> int:
-        """How many rows met this fate."""
-        return sum(1 for entry in self.entries if entry[0] == fate)
+    def note(self, fate: Fate, where: str, why: str = "", **facts: object) -> None:
+        """Write one row down; `facts` that say nothing (None, "", 0) are left out."""
+        self.fates[fate] += 1
+        if fate == "dropped":
+            self.reasons[why] += 1
+            self._first += [Problem(f"{why}{'' if why.endswith('.') else '.'}", where)] if len(self._first) < SHOWN else []
+        if self._file:
+            line = {"where": where, "fate": fate, "why": why} | facts
+            self._file.write(f"{json.dumps({name: value for name, value in line.items() if value}, ensure_ascii=False)}\n".encode())
 
-    def reasons(self) -> Counter[str]:
-        """Why rows were dropped, and how many for each reason."""
-        return Counter(reason for fate, _, reason in self.entries if fate == "dropped")
-
-    def write(self, path: Path) -> None:
-        """One JSON object a line."""
-        lines = (json.dumps({"fate": fate, "where": where, "reason": reason}, ensure_ascii=False) for fate, where, reason in self.entries)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    def close(self) -> None:
+        """Finish the file."""
+        if self._file:
+            self._file.close()
 
     def check(self, rows: int, max_dropped: float) -> None:
         """Raises InputError if no row is left, or if more than the share `max_dropped` of `rows` was dropped."""
-        dropped = self.count("dropped")
+        dropped = self.fates["dropped"]
         if dropped == rows:
-            why = "; ".join(f"{count} rows: {reason}" for reason, count in self.reasons().most_common())
+            why = "; ".join(f"{count} rows: {reason}" for reason, count in self.reasons.most_common())
             what = f"nothing is left to train on, all {rows} rows were dropped ({why})."
             raise InputError(problems=[Problem(what, "data"), *self._named()])
         if dropped > max_dropped * rows:
@@ -52,6 +59,22 @@ class Ledger:
             raise InputError(problems=[Problem(what, "data", "Mend these rows, or raise data.max_dropped."), *self._named()])
 
     def _named(self) -> list[Problem]:
-        dropped = [entry for entry in self.entries if entry[0] == "dropped"]
-        named = [Problem(f"{reason}.", where) for _, where, reason in dropped[:SHOWN]]
-        return named + ([Problem(f"and {len(dropped) - SHOWN} more rows.", "data")] if len(dropped) > SHOWN else [])
+        rest = self.fates["dropped"] - len(self._first)
+        return self._first + ([Problem(f"and {rest} more rows.", "data")] if rest else [])
+
+
+def _compressed(path: Path):
+    import pyarrow
+
+    return pyarrow.CompressedOutputStream(pyarrow.OSFile(str(path), "wb"), "zstd")
+
+
+def read_ledger(path: Path):
+    """The lines of a ledger, one by one, as objects {"where", "fate", ...}."""
+    import pyarrow
+
+    with pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd") as stream:
+        rest = b""
+        while block := stream.read(1 << 20):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from map(json.loads, lines)

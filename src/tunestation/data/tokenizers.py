@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunestation.data.encoding import render
+from tunestation.data.encoding import encode
 from tunestation.data.formats import Message
-from tunestation.data.templates import TEMPLATES, Template
+from tunestation.data.probe import PROBES
+from tunestation.data.rendering import render
+from tunestation.data.templates import BY_JINJA, TEMPLATES
 from tunestation.errors import InputError
 from tunestation.models.folder import TOKENIZERS
 
@@ -60,20 +61,32 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         what = f"the model folder has no tokenizer: none of {', '.join(TOKENIZERS)} is there."
         raise InputError(what, name, "Copy the tokenizer's files from where the model came from.")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # damaged files raise whatever the parser of their format raises
         first = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "Fetch the model again, or use one whose tokenizer transformers reads."
         raise InputError(f"the tokenizer cannot be read: {first}", name, remedy) from None
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer ({type(tokenizer).__name__}) has no fast form.", name, "Save it as tokenizer.json.")
+    return tokenizer
 
 
-def set_template(tokenizer: PreTrainedTokenizerBase, name: str, folder: Path | None) -> None:
+def set_template(tokenizer: PreTrainedTokenizerBase, name: str, folder: Path | None, jinja: str | None = None) -> None:
     """Give `tokenizer` the chat template `name`, the token that ends an answer as eos_token, and a pad_token.
 
-    `auto` is the tokenizer's own template; what ends an answer there is its eos_token or another stop token of the
-    model `folder`. Raises InputError if there is no such template, or it ends no answer with a stop token.
+    `auto` is the tokenizer's own template, and with `jinja` the name is that of the file which holds this text; what ends
+    an answer there is the eos_token or another stop token of the model `folder`. Raises InputError if there is no such
+    template, it fails, ends no answer with a stop token, or encodes otherwise as a whole than turn by turn.
     """
-    tokenizer.eos_token = _own_stop(tokenizer, folder) if name == "auto" else _named(tokenizer, name)
+    tokenizer.chat_template = jinja or tokenizer.chat_template
+    tokenizer.eos_token = _own_stop(tokenizer, folder, name) if jinja or name == "auto" else _named(tokenizer, name)
+    pad(tokenizer)
+    if not BY_JINJA.get(tokenizer.chat_template):
+        _agree(tokenizer, name)
+
+
+def pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give it a pad_token if it has none; what is padded is never looked at."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -82,31 +95,41 @@ def _named(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     if name not in TEMPLATES:
         raise InputError(f"template '{name}' is not known.", "template", f"Choose from: auto, {', '.join(TEMPLATES)}.")
     template = TEMPLATES[name]
-    _fits(tokenizer, template)
-    tokenizer.chat_template = template.jinja
-    return template.stop
-
-
-def _fits(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
-    if len(tokenizer(template.stop, add_special_tokens=False)["input_ids"]) != 1 or template.stop not in tokenizer.get_vocab():
-        what = f"template '{template.name}' ends an answer with {template.stop}, which is not one token of this tokenizer."
+    stop = template.stop or tokenizer.eos_token
+    if stop is None:
+        what = f"template '{name}' ends an answer with the tokenizer's eos_token; this tokenizer has none."
+        raise InputError(what, "template", "Choose 'auto', or a template with a stop token of its own, as 'chatml'.")
+    if len(tokenizer(stop, add_special_tokens=False)["input_ids"]) != 1 or stop not in tokenizer.get_vocab():
+        what = f"template '{name}' ends an answer with {stop}, which is not one token of this tokenizer."
         raise InputError(what, "template", "Choose 'auto' or a template made for this model.")
-    if "bos_token" in template.jinja and tokenizer.bos_token is None:
-        what = f"template '{template.name}' begins with the tokenizer's bos_token; this tokenizer has none."
-        raise InputError(what, "template", "Choose 'auto', or 'chatml', which begins without one.")
+    tokenizer.chat_template = template.jinja
+    return stop
 
 
-def _own_stop(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> str:
+def _own_stop(tokenizer: PreTrainedTokenizerBase, folder: Path | None, name: str) -> str:
     if tokenizer.chat_template is None:
         remedy = f"Name a built-in one: {', '.join(TEMPLATES)}."
         raise InputError("template 'auto' is the tokenizer's own chat template, but it has none.", "template", remedy)
-    written = render(tokenizer, EXAMPLE, prompt=False).rstrip()
+    written = render(tokenizer, [message.turn() for message in EXAMPLE], prompt=False, where=f"template '{name}'").rstrip()
     candidates = [tokenizer.eos_token, *_generation_stops(tokenizer, folder)]
     stop = next((token for token in candidates if token and written.endswith(token)), None)
     if stop is None:
-        what = f"the model's chat template ends an answer with {written[-20:]!r}: the stop token {tokenizer.eos_token!r} is never trained."
+        what = f"template '{name}' ends an answer with {written[-20:]!r}: the stop token {tokenizer.eos_token!r} is never trained."
         raise InputError(what, "template", f"Name a built-in template: {', '.join(TEMPLATES)}.")
     return stop
+
+
+def _agree(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises InputError if the ids of a whole conversation are not those of its turns one after the other."""
+    for messages in PROBES.values():
+        parts = encode(tokenizer, messages).input_ids
+        text = render(tokenizer, [message.turn() for message in messages], prompt=False)
+        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if parts != whole:
+            at = next((n for n, (one, other) in enumerate(zip(parts, whole, strict=False)) if one != other), min(len(parts), len(whole)))
+            turn_by_turn, at_once = (tokenizer.convert_ids_to_tokens(ids[at : at + 4]) for ids in (parts, whole))
+            what = f"template '{name}' is {turn_by_turn} turn by turn, but {at_once} at once: use would not see what was trained."
+            raise InputError(what, "template", "End the prompt with a control token or a line break, or name a built-in template.")
 
 
 def _generation_stops(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> list[str]:
@@ -116,9 +139,3 @@ def _generation_stops(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -
         return []
     ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", [])
     return tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids])
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
-    """Matches the spelling of any token with a meaning of its own, as `<|im_end|>`."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | {tokenizer.eos_token}
-    return re.compile("|".join(re.escape(token) for token in sorted(special)))

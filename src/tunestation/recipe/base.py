@@ -9,13 +9,14 @@ Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 
 
-def _stays_inside(path: str) -> str:
+def stays_inside(path: str) -> str:
+    """`path`, if it is one inside a volume. Raises ValueError if it is absolute or climbs out."""
     if path.startswith(("/", "~")) or ".." in path.split("/") or "\\" in path:
         raise ValueError("is not a path inside a volume. Give one relative to the volume or to the recipe, without '..'.")
     return path
 
 
-RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_stays_inside)]
+RelativePath = Annotated[str, Field(min_length=1), AfterValidator(stays_inside)]
 """A path inside a volume or beside the recipe: never absolute, never climbing out with '..'."""
 
 

@@ -2,12 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tunestation.recipe.base import Fraction, Name, Part, Positive, RelativePath
+from tunestation.recipe.base import Fraction, Name, Part, Positive, RelativePath, stays_inside
 from tunestation.recipe.data import TEXT_KINDS, Data, DataPart
 from tunestation.recipe.sources import FileSource, GeneratorSource, ModelSource, NewModel
 from tunestation.recipe.train import Train
+
+TEMPLATE_FILE = ".jinja"
+"""How the name of a template file ends."""
+
+
+def _is_beside(name: str) -> str:
+    return stays_inside(name) if name.endswith(TEMPLATE_FILE) else name
+
+
+TemplateName = Annotated[str, AfterValidator(_is_beside)]
 
 
 class Model(Part):
@@ -118,8 +128,8 @@ class Recipe(Part):
     """What to start from."""
     data: Data
     """What to learn from."""
-    template: str = "auto"
-    """Chat template: `auto` is the model's own; or one of the built-in names."""
+    template: TemplateName = "auto"
+    """Chat template: `auto` is the model's own; or a built-in name; or a Jinja file beside the recipe, as `my.jinja`."""
     train: Train = Train()
     """How to learn."""
     evaluate: Evaluate = Evaluate()

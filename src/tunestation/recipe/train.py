@@ -38,6 +38,8 @@ class Train(Part):
     """sft: learn the answers of conversations; pretrain: learn every token of documents (`data.sources[].format` of kind `text`)."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the data; the steps are epochs x packs / global_batch_size, rounded."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """What is learned of a conversation: every answer with its stop token; the last answer alone; or every token."""
     max_tokens: Annotated[int, Field(ge=8)] = 2048
     """Longest row in tokens, and the size of a pack."""
     packing: bool = True

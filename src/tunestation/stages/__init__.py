@@ -7,7 +7,7 @@ from tunestation.recipe.schema import Recipe
 from tunestation.recipe.sources import NewModel
 from tunestation.stages.inputs import Inputs
 
-TOKENS = ("transformers", "tokenizers", "datasets")
+TOKENS = ("transformers", "tokenizers", "datasets", "pyarrow")
 TRAINING = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate")
 
 
@@ -21,13 +21,15 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         {
             "parts": [part | found for part, found in zip(_parts(recipe), inputs.parts, strict=True)],
             "template": recipe.template,
+            "template_text": inputs.template_text,
             "tokenizer": base.tokenizer.model_dump() if isinstance(base, NewModel) else None,
             "held_out_fraction": recipe.evaluate.fraction,
             "max_dropped": recipe.data.max_dropped,
-            **_pick(recipe.train, "max_tokens", "packing", "seed"),
+            **_pick(recipe.train, "objective", "train_on", "max_tokens", "packing", "seed"),
         },
         needs=("fetch",),
         tools=TOKENS,
+        version=2,
         exact=True,
     )
     train = Stage(

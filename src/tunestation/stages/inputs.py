@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tunestation.errors import Problem
 from tunestation.pipeline.digest import Digests
 from tunestation.pipeline.volumes import Volumes
-from tunestation.recipe.schema import Recipe
+from tunestation.recipe.schema import TEMPLATE_FILE, Recipe
 from tunestation.recipe.sources import FileSource, FolderModel, GeneratorSource, HubModel, HubSource, UrlSource
 
 
@@ -26,6 +26,8 @@ class Inputs:
     """Files (with digests) or generator of each data part; empty where `fetch` brings them."""
     checks: tuple[dict, ...]
     """The same for each check of the evaluation."""
+    template_text: str | None
+    """The text of a chat template beside the recipe."""
     problems: tuple[Problem, ...]
     """Local files and folders that are not there."""
     pending: tuple[str, ...]
@@ -52,6 +54,7 @@ def look(recipe: Recipe, where: Where, pins: dict, volumes: Volumes, digests: Di
         fetched=tuple(_to_fetch(source, pins) for source in sources),
         parts=tuple(parts),
         checks=tuple(asked),
+        template_text=_template(recipe.template, where(("template",)), volumes, problems),
         problems=tuple(problems),
         pending=tuple(pin_name(source) for source in hub_sources(recipe) if pin_name(source) not in pins),
     )
@@ -92,6 +95,20 @@ def _local(source: object, where: str, volumes: Volumes, digests: Digests, probl
         else:
             files.append({"ref": ref, "sha256": digests.of(volumes.path(ref))})
     return {"files": files, "generator": None}
+
+
+def _template(name: str, where: str, volumes: Volumes, problems: list[Problem]) -> str | None:
+    """The text of the template file `name`; None for a built-in name."""
+    if not name.endswith(TEMPLATE_FILE):
+        return None
+    path = volumes.path(f"recipe:{name}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problems.append(Problem(f"there is no template '{name}'.", where, f"It was looked for in {volumes.recipe}."))
+    except (UnicodeDecodeError, OSError) as error:
+        problems.append(Problem(f"the template '{name}' cannot be read: {error}.", where, "Save it as a UTF-8 text."))
+    return None
 
 
 def _folder(source: FolderModel, where: str, volumes: Volumes, problems: list[Problem]) -> str | None:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from tunestation.data.conversations import Conversation, Dropped
-from tunestation.data.encoding import Encoded, Piece, encode_pieces, pieces
-from tunestation.data.ledger import FATES, Ledger
+from tunestation.data.corpus import Corpus
+from tunestation.data.encoding import Encoder, TrainOn
+from tunestation.data.ledger import Ledger
 from tunestation.data.packing import pack
 from tunestation.data.parts import FileRef, PartFiles, collect
 from tunestation.data.probe import probe
-from tunestation.data.problems import Problems
-from tunestation.data.tokenizers import control_tokens, load_tokenizer, set_template, train_tokenizer
-from tunestation.errors import InputError
+from tunestation.data.spool import Spool
+from tunestation.data.tokenizers import load_tokenizer, pad, set_template, train_tokenizer
+from tunestation.errors import InputError, TunestationError
 from tunestation.fetching.manifest import data_of, model_of
 from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
@@ -33,8 +30,7 @@ from tunestation.recipe.sources import NewTokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 1000
-"""Conversations tokenised in one call."""
+LEDGER = "rows.jsonl.zst"
 
 
 class Params(Part):
@@ -42,6 +38,10 @@ class Params(Part):
 
     parts: Annotated[tuple[PartFiles, ...], Field(min_length=1)]
     template: str
+    template_text: str | None = None
+    """Of a template in a file beside the recipe."""
+    objective: Literal["sft", "pretrain"] = "sft"
+    train_on: TrainOn = "assistant"
     max_tokens: Positive
     packing: bool
     max_dropped: Fraction
@@ -58,65 +58,34 @@ class Manifest(Part):
     data: tuple[tuple[FileRef, ...], ...]
 
 
-@dataclass(frozen=True)
-class Collected:
-    """What the parts hold."""
-
-    rows: int
-    """Rows read; blank and left out ones are not counted."""
-    conversations: list[Conversation]
-    """In the order of parts, files and rows."""
-
-
-@dataclass(frozen=True)
-class Learned:
-    """One conversation as ids, and how often it is seen in an epoch."""
-
-    encoded: Encoded
-    copies: int
-
-
 def run(params: dict, job: Job) -> Result:
-    """Write `tokenizer/`, `train/`, `held_out/`, `rows.jsonl` (rows dropped, truncated, repaired, blank) and `probe.json`.
+    """Write `tokenizer/`, `train/`, `held_out/`, the ledger `rows.jsonl.zst` with every row's fate, and `probe.json`.
 
-    Raises InputError for data, template or tokenizer that cannot be used, and for more dropped rows than allowed.
+    Raises InputError for data, template or tokenizer that cannot be used, for more dropped rows than allowed, and if no
+    stop token is learned.
     """
     settings = Params.model_validate_json(json.dumps(params))
     manifest = _manifest(job.needs["fetch"])
     _clear(job.output)
-    ledger = Ledger()
-    collected = _collect(settings, manifest, job, ledger)
-    ledger.check(collected.rows, settings.max_dropped)
-    tokenizer = _tokenizer(settings, manifest, collected, job)
-    learned, longest = _learn(collected, tokenizer, settings.max_tokens, ledger)
-    ledger.check(collected.rows, settings.max_dropped)
-    train, held_out = split(learned, settings.held_out_fraction, settings.seed)
-    facts = {"rows": collected.rows, "conversations": sum(one.copies for one in learned), "longest": longest}
-    facts |= {fate: ledger.count(fate) for fate in FATES}
-    facts |= _write_data(train, held_out, settings, job.output) | {"vocabulary": len(tokenizer)}
-    ledger.write(job.output / "rows.jsonl")
-    facts["probe"] = _write_tokenizer(tokenizer, job.output)
-    _tell(facts, settings)
-    return Result(facts=facts)
+    tokenizer = make_tokenizer(settings, manifest, job)
+    ledger, spool = Ledger(job.output / LEDGER), Spool(job.output / "documents")
+    corpus = Corpus(Encoder(tokenizer, settings.train_on), settings.max_tokens, spool, ledger)
+    corpus.read(_outcomes(settings, manifest, job))
+    ledger.close()
+    _gate(ledger, corpus, settings)
+    sizes = _write_data(corpus, settings, job.output)
+    spool.close()
+    (job.output / "documents").unlink()
+    probes = _write_tokenizer(tokenizer, job.output)
+    facts = _facts(ledger, corpus) | sizes | {"vocabulary": len(tokenizer), "probe": {name: one["sha256"] for name, one in probes.items()}}
+    warnings = [*_losses(ledger, facts, settings), *_surprises(tokenizer, probes)]
+    _tell(facts, settings, warnings)
+    return Result(facts=facts, observed={"warnings": warnings})
 
 
 def _manifest(folder: Path) -> Manifest:
     model = model_of(folder)
     return Manifest.model_validate_json(json.dumps({"model_ref": model.ref if model else None, "data": data_of(folder)}))
-
-
-def _collect(settings: Params, manifest: Manifest, job: Job, ledger: Ledger) -> Collected:
-    rows, conversations = 0, []
-    for outcome in collect(settings.parts, manifest.data, job.volumes, settings.seed):
-        if isinstance(outcome, Dropped):
-            rows += outcome.fate == "dropped"
-            ledger.note(outcome.fate, outcome.where, outcome.reason)
-            continue
-        rows += 1
-        if outcome.repaired:
-            ledger.note("repaired", outcome.where, outcome.repaired)
-        conversations.append(outcome)
-    return Collected(rows, conversations)
 
 
 def _clear(output: Path) -> None:
@@ -125,127 +94,115 @@ def _clear(output: Path) -> None:
         shutil.rmtree(output / folder, ignore_errors=True)
 
 
-def _tokenizer(settings: Params, manifest: Manifest, collected: Collected, job: Job) -> PreTrainedTokenizerBase:
+def _outcomes(settings: Params, manifest: Manifest, job: Job) -> Iterator[Conversation | Dropped]:
+    return collect(settings.parts, manifest.data, job.volumes, settings.seed)
+
+
+def make_tokenizer(settings: Params, manifest: Manifest, job: Job) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe stands for, with its template: the model's, or one trained on the data.
+
+    Raises InputError if either cannot be used, and for data that cannot be read.
+    """
     if settings.tokenizer:
-        messages = chain.from_iterable(conversation.messages for conversation in collected.conversations)
-        texts = (f"{message.role}\n{message.content}" for message in messages)
+        texts = (text for outcome in _outcomes(settings, manifest, job) for text in _texts(outcome))
         tokenizer, folder = train_tokenizer(texts, settings.tokenizer.vocab_size), None
     else:
         folder = job.volumes.path(manifest.model_ref)
         tokenizer = load_tokenizer(folder, manifest.model_ref)
-    set_template(tokenizer, settings.template, folder)
+    if settings.objective == "pretrain" and settings.template == "auto" and tokenizer.chat_template is None:
+        pad(tokenizer)  # documents need no template
+    else:
+        set_template(tokenizer, settings.template, folder, settings.template_text)
     return tokenizer
 
 
-def _learn(collected: Collected, tokenizer: PreTrainedTokenizerBase, max_tokens: int, ledger: Ledger) -> tuple[list[Learned], int]:
-    """All conversations as ids, cut to `max_tokens`, and the length of the longest before it was cut."""
-    found, longest = [], 0
-    control = control_tokens(tokenizer)
-    kept = [conversation for conversation in collected.conversations if not _forged(conversation, control, ledger)]
-    cuts = _cut_into_pieces(kept, tokenizer)
-    for first in range(0, len(kept), BATCH):
-        encoded = encode_pieces(tokenizer, cuts[first : first + BATCH])
-        for conversation, one in zip(kept[first : first + BATCH], encoded, strict=True):
-            longest = max(longest, len(one.input_ids))
-            short = _shortened(one, max_tokens, conversation.where, ledger)
-            found += [Learned(short, conversation.copies)] if short else []
-    return found, longest
+def _texts(outcome: Conversation | Dropped) -> Iterator[str]:
+    if isinstance(outcome, Conversation):
+        yield from (f"{message.role}\n{message.content}" for message in outcome.messages)
+        yield from [outcome.text] if outcome.text else []
 
 
-def _forged(conversation: Conversation, control: re.Pattern, ledger: Ledger) -> bool:
-    """Whether a text spells out a control token: it would end a turn where none ends."""
-    hit = next((found for message in conversation.messages if (found := control.search(message.content))), None)
-    if hit:
-        ledger.note("dropped", conversation.where, f"a text holds the control token {hit[0]}")
-    return bool(hit)
+def _gate(ledger: Ledger, corpus: Corpus, settings: Params) -> None:
+    """Nothing that would spend a GPU's time in vain goes on."""
+    ledger.check(ledger.rows, settings.max_dropped)
+    if settings.objective == "sft" and not corpus.counts["stop_tokens"]:
+        stop = corpus.encoder.tokenizer.eos_token
+        what = f"the stop token {stop} is in no label: every answer was cut before its end, and the model would never stop."
+        raise InputError(what, "data", f"Raise train.max_tokens (the longest row has {corpus.counts['longest']:,} tokens).")
 
 
-def _cut_into_pieces(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[Piece]]:
-    problems = Problems("data")
-    found = []
-    for conversation in conversations:
-        try:
-            found.append(pieces(tokenizer, conversation.messages, conversation.where))
-        except InputError as error:
-            problems.add(*error.problems)
-    problems.raise_if_any()
-    return found
+def _write_data(corpus: Corpus, settings: Params, output: Path) -> dict:
+    train, held_out = corpus.split(settings.held_out_fraction, settings.seed)
+    found = _write_side(corpus.spool, train, settings, output / "train")
+    return found | {f"held_out_{fact}": value for fact, value in _write_side(corpus.spool, held_out, settings, output / "held_out").items()}
 
 
-def _shortened(encoded: Encoded, max_tokens: int, where: str, ledger: Ledger) -> Encoded | None:
-    if len(encoded.input_ids) <= max_tokens:
-        return encoded
-    short = encoded.cut(max_tokens)
-    if not short.labelled:
-        ledger.note("dropped", where, f"nothing to learn within max_tokens: the question fills all {max_tokens} tokens")
-        return None
-    ledger.note("truncated", where, f"{len(encoded.input_ids)} tokens, cut to {max_tokens}")
-    return short
-
-
-def split(learned: Sequence[Learned], fraction: float, seed: int) -> tuple[list[Learned], list[Learned]]:
-    """(to train on, to hold out): round(fraction * n) of the n different conversations, at least one unless fraction is 0.
-
-    Conversations with the same ids go the same way, else the held-out loss would be read on what was learned.
-    Raises InputError if nothing is left to train on.
-    """
-    names = [array("i", one.encoded.input_ids).tobytes() for one in learned]
-    different = list(dict.fromkeys(names))
-    count = max(1, round(fraction * len(different))) if fraction else 0
-    if count == len(different):
-        what = f"holding out {count} of {len(different)} different conversations leaves nothing to train on."
-        raise InputError(what, "evaluate.fraction", "Set it to 0, or add data.")
-    chosen = set(Random(seed).sample(different, count))
-    sides: tuple[list[Learned], list[Learned]] = ([], [])
-    for name, one in zip(names, learned, strict=True):
-        sides[name in chosen].append(one)
-    return sides
-
-
-def _write_data(train: Sequence[Learned], held_out: Sequence[Learned], settings: Params, output: Path) -> dict:
+def _write_side(spool: Spool, documents: Sequence[int], settings: Params, folder: Path) -> dict:
     from tunestation.data.arrow import write_packs
 
-    sizes = {}
-    for name, learned in (("train", train), ("held_out", held_out)):
-        documents = [one.encoded for one in learned for _ in range(one.copies)]
-        packs = _packs(documents, settings)
-        write_packs(packs, output / name)
-        sizes[name] = {
-            "packs": len(packs),
-            "tokens": sum(len(one.input_ids) for one in documents),
-            "labelled_tokens": sum(one.labelled for one in documents),
-        }
-    return sizes["train"] | {f"held_out_{fact}": value for fact, value in sizes["held_out"].items()}
+    packs = _packs(spool, documents, settings)
+    tokens = sum(spool.lengths[document] for document in documents)
+    written = write_packs(packs, spool, folder)
+    if written != tokens:
+        raise TunestationError(f"{tokens:,} tokens were prepared, but {written:,} packed.", str(folder), "Run prepare again.")
+    fill = round(tokens / (len(packs) * settings.max_tokens), 5) if packs else 0.0
+    return {"packs": len(packs), "tokens": tokens, "labelled_tokens": sum(spool.labelled[document] for document in documents), "fill": fill}
 
 
-def _packs(documents: Sequence[Encoded], settings: Params) -> list[list[Encoded]]:
-    """Without packing each conversation is a pack of its own, in shuffled order."""
+def _packs(spool: Spool, documents: Sequence[int], settings: Params) -> list[list[int]]:
+    """Without packing each document is a pack of its own, in shuffled order."""
     if settings.packing:
-        rows = pack([len(one.input_ids) for one in documents], settings.max_tokens, settings.seed)
-    else:
-        rows = [[index] for index in range(len(documents))]
-        Random(settings.seed).shuffle(rows)
-    return [[documents[index] for index in row] for row in rows]
+        rows = pack([spool.lengths[document] for document in documents], settings.max_tokens, settings.seed)
+        return [[documents[index] for index in row] for row in rows]
+    rows = [[document] for document in documents]
+    Random(settings.seed).shuffle(rows)
+    return rows
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> dict[str, str]:
-    """Save the tokenizer and what it makes of the probes; returns language -> digest of the ids."""
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> dict[str, dict]:
+    """Save the tokenizer and what it makes of the probes, which are returned; without a template there are none."""
     tokenizer.save_pretrained(output / "tokenizer")
-    probes = probe(tokenizer)
+    probes = probe(tokenizer) if tokenizer.chat_template else {}
     write_json(output / "probe.json", probes)
+    return probes
+
+
+def _facts(ledger: Ledger, corpus: Corpus) -> dict:
+    fates = {fate.replace(" ", "_"): ledger.fates[fate] for fate in ("kept", "truncated", "split", "dropped", "blank", "left out")}
+    return {"rows": ledger.rows, **fates, "empty_answers": ledger.reasons["empty answer"], **corpus.counts}
+
+
+def _losses(ledger: Ledger, facts: dict, settings: Params) -> Iterator[str]:
+    """What did not go through as it was, in sentences."""
+    if facts["dropped"]:
+        why = "; ".join(f"{count:,} {reason}" for reason, count in ledger.reasons.most_common(3))
+        yield f"{_rows(facts['dropped'])} of {facts['rows']:,} dropped: {why}"
+    if facts["truncated"]:
+        yield f"{_rows(facts['truncated'])} cut at {settings.max_tokens} tokens: {facts['lost_tokens']:,} tokens lost"
+    if facts["repaired"]:
+        yield f"{_rows(facts['repaired'])} repaired"
+    if facts["duplicates"]:
+        yield f"{_rows(facts['duplicates'])} equal to an earlier row"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count > 1 else ''}"
+
+
+def _surprises(tokenizer: PreTrainedTokenizerBase, probes: dict[str, dict]) -> Iterator[str]:
     if "strftime_now" in str(tokenizer.chat_template):
-        print("Note: the chat template writes today's date into every prompt; another day gives other token ids.")
+        yield "the chat template writes today's date into every prompt: another day gives other token ids"
     if not all(found["same_as_chat_template"] for found in probes.values()):
-        print("Note: other programs will tokenise this model's chats a little differently from training (see probe.json).")
-    return {language: found["sha256"] for language, found in probes.items()}
+        yield "other programs will tokenise this model's chats a little differently from training (probe.json): use its own page and API"
 
 
-def _tell(facts: dict, settings: Params) -> None:
+def _tell(facts: dict, settings: Params, warnings: Sequence[str]) -> None:
     print(f"{facts['rows']:,} rows became {facts['conversations']:,} conversations (longest: {facts['longest']:,} tokens).")
-    fates = [f"{facts[fate]} {fate}" for fate in FATES if facts[fate]]
-    print(f"Of the rows {', '.join(fates)}: rows.jsonl names each." if fates else "No row was dropped, truncated or repaired.")
+    for warning in warnings:
+        print(f"  warning: {warning}")
+    print(f"{LEDGER} names the fate of every row." if warnings else "No row was dropped, truncated or repaired.")
     size = f"packs of {settings.max_tokens}" if settings.packing else "rows"
-    full = f", {facts['tokens'] / (facts['packs'] * settings.max_tokens):.1%} full" if settings.packing else ""
+    full = f", {facts['fill']:.1%} full" if settings.packing else ""
     print(f"To train on: {facts['tokens']:,} tokens, {facts['labelled_tokens']:,} of them learned, in {facts['packs']:,} {size}{full}.")
     if facts["held_out_packs"]:
         print(f"Held out: {facts['held_out_tokens']:,} tokens in {facts['held_out_packs']:,} {size}.")

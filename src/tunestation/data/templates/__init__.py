@@ -1,31 +1,40 @@
-"""Built-in chat templates. Each is a Jinja file beside this one, in the form that `apply_chat_template` reads."""
+"""Built-in chat templates: how the turns of a conversation are written as text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from tunestation.data.templates.turns import Turns
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Template:
-    """How the turns of a conversation are written as one text."""
+    """One template that a recipe may name."""
 
     name: str
     """The recipe's `template`."""
-    stop: str
-    """The token that ends an answer."""
+    stop: str | None
+    """The token that ends an answer; None is the tokenizer's own eos_token."""
+    jinja: str
+    """The text for `apply_chat_template`."""
+    turns: Turns | None = None
+    """Strings that are tokenised piece by piece; None: the rendered text is cut at the answers."""
 
-    @property
-    def jinja(self) -> str:
-        """The template's source."""
-        return (Path(__file__).parent / f"{self.name}.jinja").read_text(encoding="utf-8")
+
+def _all() -> Iterator[Template]:
+    yield Template("chatml", "<|im_end|>", (HERE / "chatml.jinja").read_text(encoding="utf-8"))
+    for name, strings in YAML(typ="safe").load(HERE / "xtuner.yaml").items():
+        turns = Turns(**strings)
+        yield Template(name, turns.suffix if turns.suffix_as_eos else None, turns.jinja(name), turns)
 
 
-TEMPLATES = {
-    template.name: template
-    for template in (
-        Template("chatml", stop="<|im_end|>"),
-        Template("internlm2_chat", stop="<|im_end|>"),
-    )
-}
-"""Name -> template."""
+TEMPLATES = {template.name: template for template in _all()}
+"""Name -> template: chatml, and XTuner's under their names there."""
+BY_JINJA = {template.jinja: template for template in TEMPLATES.values()}
+"""A tokenizer carries its template as Jinja text; this finds the built-in one back."""
