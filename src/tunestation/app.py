@@ -72,6 +72,8 @@ def reproduce(
     stages = work.until(until)
     done = _run(work, stages, [stage.name for stage in stages] if force else [])
     print(closing.stages(done))
+    if work.settings.node:
+        return  # node 0 has the results, compares and chats
     comparisons = _settle(work, until, update_lock)
     print(closing.warnings(work), end="")
     print(closing.results(work))
@@ -90,7 +92,7 @@ def _run(work: Work, stages: list, forced: Sequence[str]) -> list[Done]:
         batch = work.recipe.train.global_batch_size
         print(f"Training uses {work.processes} of {gpus} GPUs: more cannot share a step of {batch} evenly (train.global_batch_size).")
     with alone(work.shelf.folder):
-        return list(run(stages, work.shelf, work.runtime, work.processes, forced))
+        return list(run(stages, work.shelf, work.runtime, work.workers, forced))
 
 
 def _settle(work: Work, until: str | None, update_lock: bool) -> list[locks.Comparison]:

@@ -87,7 +87,7 @@ def _batch(work: Work) -> Iterator[Problem]:
     """Whether this machine's processes can share a step, and the user's DeepSpeed configuration if they can."""
     runtime, train = work.recipe.runtime, work.recipe.train
     try:
-        accumulation = zero.accumulation_steps(train.global_batch_size, runtime.micro_batch_size, work.processes)
+        accumulation = zero.accumulation_steps(train.global_batch_size, runtime.micro_batch_size, work.workers.world)
     except InputError as error:
         problem = error.problems[0]
         yield Problem(problem.what, work.loaded.document.where(("train", "global_batch_size")), problem.remedy)

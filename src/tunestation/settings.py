@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunestation.errors import InputError
+from tunestation.errors import InputError, Problem
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The checkout: the folder of tasks.py and recipes/."""
@@ -33,6 +33,17 @@ class Settings:
     """TUNE_LISTEN: the address that the chat page listens on; in the image 0.0.0.0, as Docker publishes its port on 127.0.0.1."""
     processes: int | None = None
     """TUNE_PROCESSES: training processes on this machine; default: one a visible GPU, else one."""
+    nodes: int = 1
+    """TUNE_NODES: machines that train together; each runs the same command."""
+    node: int = 0
+    """TUNE_NODE_RANK: number of this machine, from 0; node 0 keeps the results."""
+    host: str = ""
+    """TUNE_RENDEZVOUS=host:port: address of node 0 as the others reach it, and a port that is free there."""
+    port: int = 0
+
+    def own(self, folder: Path) -> Path:
+        """Where this node writes below `folder`, which several nodes may share: node 0 there, another one in a folder of its own."""
+        return folder / f"node-{self.node}" if self.node else folder
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -52,6 +63,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         offline=env.get("TUNE_OFFLINE", "") not in ("", "0"),
         listen=env.get("TUNE_LISTEN") or "127.0.0.1",
         processes=_count(env, "TUNE_PROCESSES"),
+        **_nodes(env),
     )
 
 
@@ -60,6 +72,24 @@ def _count(env: Mapping[str, str], name: str) -> int | None:
     if text and (not text.isdecimal() or int(text) < 1):
         raise InputError(f"{name} is '{text}', which is not a count.", "environment", "Set it to 1 or more, or unset it.")
     return int(text) if text else None
+
+
+def _nodes(env: Mapping[str, str]) -> dict:
+    nodes = _count(env, "TUNE_NODES") or 1
+    if nodes == 1:
+        return {}
+    rank, meeting = env.get("TUNE_NODE_RANK", ""), env.get("TUNE_RENDEZVOUS", "")
+    host, _, port = meeting.rpartition(":")
+    problems = []
+    if not rank.isdecimal() or int(rank) >= nodes:
+        remedy = f"With TUNE_NODES={nodes} it is a number from 0 to {nodes - 1}, another on each node."
+        problems.append(Problem(f"TUNE_NODE_RANK is '{rank}'.", "environment", remedy))
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        remedy = "Set it to address:port of node 0, the same on all nodes."
+        problems.append(Problem(f"TUNE_RENDEZVOUS is '{meeting}'.", "environment", remedy))
+    if problems:
+        raise InputError(problems=problems)
+    return {"nodes": nodes, "node": int(rank), "host": host.strip("[]"), "port": int(port)}
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -105,14 +135,14 @@ def hub_token_place() -> str | None:
     return "HF_TOKEN" if os.environ.get("HF_TOKEN") else str(file) if file.is_file() else None
 
 
-def rank() -> int:
-    """This process's rank among the training processes; 0 outside torch.distributed.run."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def local_rank() -> int:
-    """This process's rank among those of this machine: the number of its GPU."""
+    """This process's rank among those of this machine: the number of its GPU; 0 outside torch.distributed.run."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def nodes_training() -> int:
+    """How many machines the processes are on that train together."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
 def world_size() -> int:

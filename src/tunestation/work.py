@@ -16,6 +16,7 @@ from tunestation.pipeline.run import unwritable
 from tunestation.pipeline.shelf import Shelf
 from tunestation.pipeline.stage import Stage, keys
 from tunestation.pipeline.volumes import Volumes
+from tunestation.pipeline.workers import Workers
 from tunestation.recipe import loading
 from tunestation.recipe.schema import Recipe
 from tunestation.settings import Settings
@@ -46,9 +47,15 @@ class Work:
     @property
     def processes(self) -> int:
         """Training processes on this machine: TUNE_PROCESSES, else as many of its GPUs as can share a step's batch evenly."""
-        micro_batches = self.recipe.train.global_batch_size // self.recipe.runtime.micro_batch_size
+        micro_batches = self.recipe.train.global_batch_size // self.recipe.runtime.micro_batch_size // self.settings.nodes
         count = len(machine.gpus())
         return self.settings.processes or next((some for some in range(count, 1, -1) if micro_batches % some == 0), 1)
+
+    @property
+    def workers(self) -> Workers:
+        """The training processes of this machine and of those that train with it."""
+        here = self.settings
+        return Workers(self.processes, here.nodes, here.node, here.host, here.port)
 
     @property
     def runtime(self) -> dict:
@@ -89,11 +96,12 @@ def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = Fals
     path = loading.find(name, settings.recipes)
     assignments = list(assignments)
     loaded = loading.load(path, assignments)
-    volumes = Volumes(settings.models, settings.datasets, path.absolute().parent, settings.cache)
+    cache = settings.own(settings.cache)
+    volumes = Volumes(settings.models, settings.datasets, path.absolute().parent, cache)
     try:
-        shelf = Shelf(settings.runs / loaded.recipe.name, Digests(settings.cache), volumes)
+        shelf = Shelf(settings.own(settings.runs / loaded.recipe.name), Digests(cache), volumes)
     except OSError as error:
-        raise unwritable(settings.cache, error) from None
+        raise unwritable(cache, error) from None
     lock = locks.read(locks.path_of(path))
     pins = _remembered(shelf) | lock.get("resolved", {})
     work = _with_pins(path, loaded, settings, shelf, lock, pins, bool(assignments))

@@ -33,6 +33,7 @@ from tunestation.pipeline.digest import read_sums
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.shelf import Shelf
 from tunestation.pipeline.stage import Stage, keys
+from tunestation.pipeline.workers import Workers
 from tunestation.work import Work, open_recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -135,7 +136,7 @@ class Station:
         """Run what the stage `last` needs, and it; returns its result."""
         work = self.open(*assignments, name=name)
         with self.here(), run.alone(work.shelf.folder):
-            *_, done = run.run(work.until(last), work.shelf, work.runtime, processes, [last] if force else [])
+            *_, done = run.run(work.until(last), work.shelf, work.runtime, Workers(processes), [last] if force else [])
         return done.folder
 
     def kill(self, at: str, *assignments: str, name: str = "tiny", processes: int = 1) -> Path:
@@ -167,12 +168,12 @@ def watch(_workers: list) -> None:
     """Called with the running processes of a stage; tests that kill them put something else here."""
 
 
-def quick(stage: Stage, job: Job, logs: Path, cache: Path, processes: int) -> dict:
+def quick(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers) -> dict:
     """`process.run_child` with forked processes."""
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     job.save(logs / "job.json")
-    world = processes if stage.distributed else 1
+    world = workers.processes if stage.distributed else 1
     port = free_port()
     workers = [forks().Process(target=_work, args=(str(logs), rank, world, port)) for rank in range(world)]
     for worker in workers:

@@ -12,7 +12,7 @@ from tunestation.errors import TunestationError
 from tunestation.fetching.manifest import FetchedModel
 from tunestation.pipeline.job import Job
 from tunestation.stages.convert import clean_config, pick, read_checked, run
-from tunestation.training.checkpoints import Stamp, seal
+from tunestation.training.checkpoints import Stamp, prune, seal
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def test_a_folder_without_a_complete_checkpoint_is_refused(tmp_path, which):
 def test_checkpoints_are_ordered_by_step_and_the_best_survives_newer_ones(tmp_path):
     for step, loss in ((8, 2.0), (9, 1.0), (10, 3.0), (11, None)):
         (tmp_path / ".saving" / f"checkpoint-{step}").mkdir(parents=True)
-        seal(tmp_path / ".saving", tmp_path, Stamp(step, 1, 1, 2, loss), keep=1, save_steps=1)
+        seal(tmp_path / ".saving", tmp_path, Stamp(step, 1, 1, 2, loss))
+        prune(tmp_path, keep=1, save_steps=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-11", "checkpoint-9"]
     assert pick(tmp_path, "last").name == "checkpoint-11"
     assert pick(tmp_path, "best").name == "checkpoint-9"
@@ -76,7 +77,8 @@ def test_a_checkpoint_asked_for_in_between_goes_when_a_newer_one_is_there(tmp_pa
     kept = []
     for step in (10, 20, 23, 30):
         (tmp_path / ".saving" / f"checkpoint-{step}").mkdir(parents=True)
-        seal(tmp_path / ".saving", tmp_path, Stamp(step, 1, 1, 2, None), keep=2, save_steps=10)
+        seal(tmp_path / ".saving", tmp_path, Stamp(step, 1, 1, 2, None))
+        prune(tmp_path, keep=2, save_steps=10)
         kept.append(sorted(path.name for path in tmp_path.iterdir()))
     assert kept[2] == ["checkpoint-20", "checkpoint-23"]
     assert kept[3] == ["checkpoint-20", "checkpoint-30"]

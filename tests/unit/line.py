@@ -12,6 +12,7 @@ from tunestation.pipeline.run import Done, run
 from tunestation.pipeline.shelf import Shelf
 from tunestation.pipeline.stage import Stage
 from tunestation.pipeline.volumes import Volumes
+from tunestation.pipeline.workers import Workers
 
 
 def stage(name: str, function: str = "write", needs: tuple[str, ...] = (), **params) -> Stage:
@@ -19,7 +20,7 @@ def stage(name: str, function: str = "write", needs: tuple[str, ...] = (), **par
     return Stage(name, f"stages_for_tests:{function}", params, needs, graceful=function != "stop")
 
 
-def here(stage: Stage, job: Job, logs: Path, cache: Path, processes: int) -> dict:
+def here(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers) -> dict:
     """Runs a job as `run_child` does, but in this process: for tests of what was done, not of how."""
     logs.mkdir(parents=True, exist_ok=True)
     return asdict(getattr(stages_for_tests, stage.function.partition(":")[2])(stage.params, job))
@@ -43,7 +44,7 @@ class Line:
 
     def run(self, *stages: Stage, forced: tuple[str, ...] = ()) -> list[Done]:
         """Run `stages`, or the two of this line."""
-        return list(run(stages or self.stages, self.shelf, {"offline": True}, 1, forced))
+        return list(run(stages or self.stages, self.shelf, {"offline": True}, Workers(), forced))
 
     def plan(self, *stages: Stage, forced: bool = False) -> list[Step]:
         """What would run."""

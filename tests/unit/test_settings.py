@@ -37,6 +37,28 @@ def test_a_count_of_processes_that_is_none_is_refused():
             settings.load({"TUNE_PROCESSES": text})
 
 
+def test_several_nodes_need_a_number_each_and_a_place_to_meet():
+    found = settings.load({"TUNE_NODES": "2", "TUNE_NODE_RANK": "1", "TUNE_RENDEZVOUS": "[::1]:29500"})
+    assert (found.nodes, found.node, found.host, found.port) == (2, 1, "::1", 29500)
+    assert settings.load({"TUNE_NODES": "1", "TUNE_NODE_RANK": "0"}).nodes == 1
+
+
+def test_every_bad_variable_of_nodes_is_told():
+    with pytest.raises(InputError) as told:
+        settings.load({"TUNE_NODES": "2", "TUNE_NODE_RANK": "2", "TUNE_RENDEZVOUS": "10.0.0.1"})
+    assert str(told.value).splitlines() == [
+        "environment: TUNE_NODE_RANK is '2'. With TUNE_NODES=2 it is a number from 0 to 1, another on each node.",
+        "environment: TUNE_RENDEZVOUS is '10.0.0.1'. Set it to address:port of node 0, the same on all nodes.",
+        "2 problems; nothing was run.",
+    ]
+
+
+def test_node_0_writes_where_one_machine_would_and_another_beside_it():
+    variables = {"TUNE_NODES": "2", "TUNE_RENDEZVOUS": "h:1"}
+    first, second = (settings.load(variables | {"TUNE_NODE_RANK": rank}) for rank in "01")
+    assert (first.own(Path("/runs/x")), second.own(Path("/runs/x"))) == (Path("/runs/x"), Path("/runs/x/node-1"))
+
+
 def test_a_child_process_gets_this_environment_with_this_code_first(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("KEPT", "1")

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ from pathlib import Path
 from tunestation.errors import TunestationError
 from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
-from tunestation.settings import rank
+from tunestation.settings import local_rank
 
 
 def main(path: Path) -> int:
@@ -31,7 +32,7 @@ def main(path: Path) -> int:
         result = getattr(importlib.import_module(module), name)(job.params, job)
     except BaseException as error:
         return _report(error, path)
-    if rank() == 0:
+    if local_rank() == 0:
         write_json(path.with_name("result.json"), asdict(result or Result()))
     return 0
 
@@ -39,8 +40,14 @@ def main(path: Path) -> int:
 def _report(error: BaseException, path: Path) -> int:
     traceback.print_exc()
     told = error if isinstance(error, TunestationError) else _in_words(error, path.with_name("log.txt"))
-    write_json(path.with_name("error.json"), told.to_json())
+    if not (_is_echo(error) and path.with_name("error.json").exists()):
+        write_json(path.with_name("error.json"), told.to_json())
     return told.exit_code
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether it only says that another of the processes that work together has ended."""
+    return isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer|Broken pipe|NCCL", str(error)) is not None
 
 
 def _in_words(error: BaseException, log: Path) -> TunestationError:
@@ -49,17 +56,20 @@ def _in_words(error: BaseException, log: Path) -> TunestationError:
     if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
         remedy = "Lower train.max_tokens or runtime.micro_batch_size, or choose method qlora."
         return TunestationError(f"memory ran out: {str(error).splitlines()[0]}", remedy=remedy)
+    if _is_echo(error):
+        remedy = "See what it said, on its own node if there are several; the same command goes on from the newest complete checkpoint."
+        return TunestationError("another training process was lost.", remedy=remedy)
     first = (str(error).strip().splitlines() or [""])[0]
     return TunestationError(f"{type(error).__name__}: {first}", remedy=f"The whole story is in {log}")
 
 
 def _split_output(log: Path) -> None:
-    """File descriptors 1 and 2 go to the log; `sys.stdout` of the first rank stays the terminal."""
+    """File descriptors 1 and 2 go to the log; `sys.stdout` of the first process of a machine stays the terminal."""
     terminal = os.dup(1)
     for number in (1, 2):
         log_to(log, number)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    shown = terminal if rank() == 0 else 1
+    shown = terminal if local_rank() == 0 else 1
     sys.stdout = os.fdopen(shown, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from tunestation.pipeline.stage import tool_versions
+from tunestation.pipeline.workers import Workers
 from tunestation.settings import visible_gpus_variable
 
 STACK = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "datasets", "tokenizers", "safetensors", "gradio")
@@ -41,17 +42,17 @@ def processor() -> str:
     return f"{name} ({detail}; {' '.join(sorted(set(wide)))}; {os.cpu_count()} cores)"
 
 
-def kind(processes: int) -> str:
+def kind(workers: Workers) -> str:
     """Kind of device and world size: two results of one kind and equal inputs must have equal bytes."""
     names = gpus()
     device = names[0].rsplit(",", 1)[0] if names else processor()
-    return f"{processes} x {device}"
+    return f"{workers} x {device}"
 
 
-def describe(processes: int) -> dict:
+def describe(workers: Workers) -> dict:
     """What is written beside a result, and never compared."""
     return {
-        "kind": kind(processes),
+        "kind": kind(workers),
         "gpus": list(gpus()),
         "processor": processor(),
         "system": f"{platform.system()} {platform.release()}",

@@ -16,18 +16,19 @@ from tunestation.pipeline.files import read_json
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.machine import gpus
 from tunestation.pipeline.stage import Stage
+from tunestation.pipeline.workers import Workers
 from tunestation.settings import child_environment
 
 STOP = "stop"
 """A file of this name beside the job asks a graceful stage to save and end."""
 
 
-def run_child(stage: Stage, job: Job, logs: Path, cache: Path, processes: int) -> dict:
+def run_child(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers) -> dict:
     """Run `job` in its own process (or processes) and return its result; raises what the stage raised."""
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     job.save(logs / "job.json")
-    command = _command(stage, logs / "job.json", processes)
+    command = _command(stage, logs / "job.json", workers)
     environment = child_environment(child_variables(cache, offline=stage.name != "fetch"))
     child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     with child, _signals(stage, child, logs / STOP):
@@ -35,14 +36,22 @@ def run_child(stage: Stage, job: Job, logs: Path, cache: Path, processes: int) -
     return _outcome(stage, logs, code)
 
 
-def _command(stage: Stage, job: Path, processes: int) -> list[str]:
+def _command(stage: Stage, job: Path, workers: Workers) -> list[str]:
     module = ["-m", "tunestation.pipeline.child", str(job)]
     if not stage.distributed:
         return [sys.executable, *module]
-    # --standalone would look the host's name up; a fixed loopback address works without any network
-    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    launcher = ["tunestation.pipeline.launch", str(job.with_name("log.txt")), *meeting]
-    return [sys.executable, "-m", *launcher, f"--nproc-per-node={processes}", *module]
+    launcher = ["tunestation.pipeline.launch", str(job.with_name("log.txt")), *_meeting(workers)]
+    return [sys.executable, "-m", *launcher, f"--nproc-per-node={workers.processes}", *module]
+
+
+def _meeting(workers: Workers) -> list[str]:
+    """How the processes find each other."""
+    if workers.nodes == 1:
+        # --standalone would look the host's name up; a fixed loopback address works without any network
+        return ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    # static, not c10d: rank 0 must be on node 0, which keeps the results
+    node = [f"--nnodes={workers.nodes}", f"--node-rank={workers.node}"]
+    return [*node, "--rdzv-backend=static", f"--master-addr={workers.host}", f"--master-port={workers.port}"]
 
 
 def child_variables(cache: Path, offline: bool) -> dict[str, str]:

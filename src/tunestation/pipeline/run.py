@@ -17,12 +17,14 @@ from tunestation.pipeline import machine
 from tunestation.pipeline.digest import RECORD, write_sums
 from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job
+from tunestation.pipeline.meeting import agree
 from tunestation.pipeline.plan import Step, decide
 from tunestation.pipeline.process import run_child
 from tunestation.pipeline.shelf import Shelf
 from tunestation.pipeline.stage import Stage, keys, tool_versions
+from tunestation.pipeline.workers import Workers
 
-Outcome = Literal["skipped", "new", "byte-equal", "other bytes"]
+Outcome = Literal["skipped", "new", "byte-equal", "other bytes", "lent"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Done:
 
     step: Step
     outcome: Outcome
-    """`byte-equal` and `other bytes` compare with the result that this key had before."""
+    """`byte-equal` and `other bytes` compare with the result that this key had before; `lent`: node 0 has the result."""
     seconds: float
     folder: Path
 
@@ -60,29 +62,43 @@ def unwritable(folder: Path, error: OSError) -> TunestationError:
     return TunestationError(what, remedy="Make the folder writable, free some space, or point TUNE_HOME (TUNE_RUNS, TUNE_CACHE) elsewhere.")
 
 
-def run(stages: Sequence[Stage], shelf: Shelf, runtime: dict, processes: int, forced: Sequence[str] = ()) -> Iterator[Done]:
-    """Run what has to run, stage by stage; each is decided when its turn comes, after the ones it needs."""
+def run(stages: Sequence[Stage], shelf: Shelf, runtime: dict, workers: Workers, forced: Sequence[str] = ()) -> Iterator[Done]:
+    """Run what has to run, stage by stage; each is decided when its turn comes, after the ones it needs.
+
+    Several nodes each fetch and prepare for themselves, and meet before a distributed stage; what follows it is for node 0 alone.
+    """
     found = keys(stages)
-    for stage in stages:
+    for stage in _share(stages, workers):
         step = decide(stage, found, shelf, stage.name in forced)
+        if stage.distributed and workers.nodes > 1:
+            step = agree(step, found, shelf, workers)
         start = time.monotonic()
         if step.action == "skip":
             yield Done(step, "skipped", 0.0, shelf.published(stage.name, step.key))
             continue
         print(f"\n[{stage.name}] {step.action}: {step.reason}", flush=True)
-        yield _run_step(step, found, shelf, runtime, processes, start)
+        yield _run_step(step, found, shelf, runtime, workers, start)
 
 
-def _run_step(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, processes: int, start: float) -> Done:
+def _share(stages: Sequence[Stage], workers: Workers) -> Sequence[Stage]:
+    """What of `stages` this node does: node 0 all, another one those up to the last that all do together, if there is one."""
+    together = [index for index, stage in enumerate(stages) if stage.distributed]
+    return stages[: together[-1] + 1] if workers.node and together else stages
+
+
+def _run_step(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, workers: Workers, start: float) -> Done:
     stage, before = step.stage, shelf.outputs(step.stage.name, step.key)
     partial = shelf.partial(stage.name, step.key)
     try:
         if step.action == "run":
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
-        result = _call(step, found, shelf, runtime, processes)
+        result = _call(step, found, shelf, runtime, workers)
+        if stage.distributed and workers.node:
+            shutil.rmtree(partial)  # its share of the checkpoints, of no use without node 0's
+            return Done(step, "lent", time.monotonic() - start, partial)
         outputs = write_sums(partial, stage.unchecked)
-        write_json(partial / RECORD, _record(step, found, shelf, result, outputs, time.monotonic() - start, processes))
+        write_json(partial / RECORD, _record(step, found, shelf, result, outputs, time.monotonic() - start, workers))
         folder = shelf.publish(stage.name, step.key)
     except OSError as error:
         raise unwritable(shelf.folder, error) from None
@@ -90,7 +106,7 @@ def _run_step(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, pr
     return Done(step, outcome, time.monotonic() - start, folder)
 
 
-def _call(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, processes: int) -> dict:
+def _call(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, workers: Workers) -> dict:
     stage = step.stage
     job = Job(
         stage=stage.name,
@@ -101,10 +117,10 @@ def _call(step: Step, found: dict[str, str], shelf: Shelf, runtime: dict, proces
         volumes=shelf.volumes,
         machine=runtime | {"logs": str(shelf.logs(stage.name, step.key))},
     )
-    return run_child(stage, job, shelf.logs(stage.name, step.key), shelf.volumes.cache, processes)
+    return run_child(stage, job, shelf.logs(stage.name, step.key), shelf.volumes.cache, workers)
 
 
-def _record(step: Step, found: dict[str, str], shelf: Shelf, result: dict, outputs: str, seconds: float, processes: int) -> dict:
+def _record(step: Step, found: dict[str, str], shelf: Shelf, result: dict, outputs: str, seconds: float, workers: Workers) -> dict:
     stage = step.stage
     return {
         "stage": stage.name,
@@ -116,7 +132,7 @@ def _record(step: Step, found: dict[str, str], shelf: Shelf, result: dict, outpu
         **result,
         "seconds": round(seconds, 1),
         "finished": time.time(),
-        "machine": machine.describe(processes),
+        "machine": machine.describe(workers),
     }
 
 

@@ -14,7 +14,7 @@ from tunestation.errors import InputError, Interrupted, TunestationError
 from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.process import STOP
-from tunestation.settings import world_size
+from tunestation.settings import nodes_training, world_size
 from tunestation.training import checkpoints, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, load_rows
@@ -133,7 +133,8 @@ def stop_file(job: Job) -> Path:
 def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
     folder = job.output / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = checkpoints.to_resume(folder, world_size(), job.machine["micro_batch_size"], job.machine["zero_stage"])
+    world = checkpoints.World(world_size(), nodes_training(), job.machine["micro_batch_size"], job.machine["zero_stage"])
+    checkpoint = checkpoints.to_resume(folder, world, trainer.least)
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)
     with checkpoints.trusted_classes_only(checkpoint):
@@ -144,6 +145,7 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
                           remedy="The same command goes on from there.")
     if not checkpoints.complete(folder):
         raise TunestationError("training ended without a checkpoint.")
+    trainer.prune()  # it may have been killed between its last checkpoint and the end
     return _result(trainer, watch, samples, order)
 
 

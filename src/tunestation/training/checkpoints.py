@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,20 @@ from tunestation.errors import TunestationError
 
 STAMP = "checkpoint.json"
 SAVING = ".saving"
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train: their checkpoints fit no other world."""
+
+    processes: int
+    nodes: int
+    micro_batch_size: int
+    zero_stage: int
+
+    def __str__(self) -> str:
+        nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
+        return f"{self.processes} process(es){nodes}, micro batch {self.micro_batch_size}, ZeRO-{self.zero_stage}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Stamp:
     zero_stage: int
     held_out_loss: float | None
     """Mean over held-out labelled tokens; None when none are held out."""
+    nodes: int = 1
+    """Each node has the part of its own processes. Not written when it is 1."""
 
 
 def complete(folder: Path) -> list[Path]:
@@ -40,17 +56,22 @@ def stamp_of(checkpoint: Path) -> Stamp:
     return Stamp(**json.loads((checkpoint / STAMP).read_text(encoding="utf-8")))
 
 
-def seal(saving: Path, folder: Path, stamp: Stamp, keep: int, save_steps: int) -> None:
-    """Publish what was saved below `saving` as a complete checkpoint; of the others stay the `keep` newest and the best.
+def seal(saving: Path, folder: Path, stamp: Stamp) -> None:
+    """Publish what was saved below `saving` as a complete checkpoint."""
+    (saved,) = saving.glob("checkpoint-*")
+    written = {name: value for name, value in asdict(stamp).items() if (name, value) != ("nodes", 1)}
+    (saved / STAMP).write_text(json.dumps(written, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / saved.name, ignore_errors=True)
+    saved.rename(folder / saved.name)
+    shutil.rmtree(saving)
+
+
+def prune(folder: Path, keep: int, save_steps: int) -> None:
+    """Keep the newest checkpoints, `keep` of them, and the best.
 
     One that was asked for between two multiples of `save_steps` goes as soon as a newer one is there: a training that was
     stopped and went on keeps the same checkpoints as one that ran through.
     """
-    (saved,) = saving.glob("checkpoint-*")
-    (saved / STAMP).write_text(json.dumps(asdict(stamp), sort_keys=True) + "\n", encoding="utf-8")
-    shutil.rmtree(folder / saved.name, ignore_errors=True)
-    saved.rename(folder / saved.name)
-    shutil.rmtree(saving)
     *older, newest = complete(folder)
     planned = [path for path in older if stamp_of(path).step % save_steps == 0]
     kept = {*[*planned, newest][-keep:], best_of([*planned, newest])}
@@ -66,22 +87,32 @@ def best_of(checkpoints: list[Path]) -> Path | None:
     return min(known, key=known.__getitem__) if known else None
 
 
-def to_resume(folder: Path, world_size: int, micro_batch_size: int, zero_stage: int) -> Path | None:
-    """The newest complete checkpoint; incomplete ones are removed. Raises if it belongs to another world."""
-    every = complete(folder)
-    for path in [folder / SAVING, *(path for path in folder.glob("checkpoint-*") if path not in every)]:
-        shutil.rmtree(path, ignore_errors=True)
-    newest = (every or [None])[-1]
-    if newest is None:
+def to_resume(folder: Path, world: World, least: Callable[[int], int] = int) -> Path | None:
+    """The newest complete checkpoint that every node has; incomplete and newer ones are removed. Raises if it belongs to another world.
+
+    `least` gives the smallest of the numbers that all processes call it with; a process alone needs none.
+    """
+    every = {stamp_of(path).step: path for path in complete(folder)}
+    step = newest_common(every, least)
+    for path in [folder / SAVING, *folder.glob("checkpoint-*")]:
+        if path not in [every[kept] for kept in every if kept <= step]:
+            shutil.rmtree(path, ignore_errors=True)
+    if not step:
         return None
-    stamp = stamp_of(newest)
-    before = (stamp.world_size, stamp.micro_batch_size, stamp.zero_stage)
-    if before != (world_size, micro_batch_size, zero_stage):
-        then = f"{before[0]} process(es), micro batch {before[1]}, ZeRO-{before[2]}"
-        now = f"{world_size} process(es), micro batch {micro_batch_size}, ZeRO-{zero_stage}"
+    stamp = stamp_of(every[step])
+    before = World(stamp.world_size, stamp.nodes, stamp.micro_batch_size, stamp.zero_stage)
+    if before != world:
         remedy = "Go on with the same number of processes and runtime settings, or start over with --force."
-        raise TunestationError(f"training was interrupted at step {stamp.step} with {then}; this run has {now}.", remedy=remedy)
-    return newest
+        raise TunestationError(f"training was interrupted at step {step} with {before}; this run has {world}.", remedy=remedy)
+    return every[step]
+
+
+def newest_common(steps: Collection[int], least: Callable[[int], int]) -> int:
+    """The largest of `steps` that every process has, 0 if there is none: a node may have been killed before it had its newest."""
+    bound = least(max(steps, default=0))
+    while bound and not least(int(bound in steps)):
+        bound = least(max((step for step in steps if step < bound), default=0))
+    return bound
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from tunestation.settings import nodes_training
 from tunestation.training import checkpoints
 from tunestation.training.batches import Collate
 from tunestation.training.loss import IGNORE, mean_over_batch, summed_loss
@@ -42,10 +43,15 @@ class RecipeTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Adapters are saved by themselves: Trainer would first copy the whole frozen base to host memory."""
         if hasattr(self.model, "peft_config") and self.zero_stage < 3:
-            if self.args.should_save:
+            if self.is_world_process_zero():
                 self.model.save_pretrained(output_dir, safe_serialization=True, save_embedding_layers=False)
         else:
             super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Weights are written on node 0 alone; the other nodes keep only what their own processes need to go on."""
+        if self.is_world_process_zero():
+            super()._save(output_dir, state_dict)
 
     def _get_output_dir(self, trial: object) -> str:
         return str(self.folder / checkpoints.SAVING)
@@ -58,14 +64,32 @@ class RecipeTrainer(Trainer):
         self._wait()
         if self.args.should_save:
             saving = self.folder / checkpoints.SAVING
+            (saved,) = saving.glob("checkpoint-*")
             for name in ("training_args.bin", "README.md"):  # a pickle that nothing reads, and an empty model card
-                next(saving.glob("checkpoint-*")).joinpath(name).unlink(missing_ok=True)
-            checkpoints.seal(saving, self.folder, self._stamp(step), self.keep, self.args.save_steps)
+                (saved / name).unlink(missing_ok=True)
+            if not (saved / "latest").exists():  # DeepSpeed writes it on node 0 alone, and reads it on every node
+                (saved / "latest").write_text(next(saved.glob("global_step*")).name, encoding="utf-8")
+            checkpoints.seal(saving, self.folder, self._stamp(step))
+        self._wait()  # until every node has it: only then may an older one go
+        self.prune()
         self._wait()
+
+    def prune(self) -> None:
+        """Drop the checkpoints of this node that are not to be kept."""
+        if self.args.should_save:
+            checkpoints.prune(self.folder, self.keep, self.args.save_steps)
+
+    def least(self, number: int) -> int:
+        """The smallest of the numbers that all processes call this with."""
+        if self.args.world_size == 1:
+            return number
+        found = torch.tensor([number], device=self.args.device)
+        distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
+        return int(found.item())
 
     def _stamp(self, step: int) -> checkpoints.Stamp:
         micro = self.args.per_device_train_batch_size
-        return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, self.held_out_loss.get(step))
+        return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, self.held_out_loss.get(step), nodes_training())
 
     def _wait(self) -> None:
         if self.args.world_size > 1:
@@ -120,6 +144,7 @@ def arguments(
         bf16=True,
         use_cpu=not cuda,
         ddp_backend="nccl" if cuda else "gloo",
+        save_on_each_node=nodes_training() > 1,
         deepspeed=zero,
         save_strategy="steps",
         save_steps=settings["save_steps"],
