@@ -11,7 +11,7 @@ from station import last_checkpoint, record
 from tunestation.errors import TunestationError
 from tunestation.fetching.manifest import FetchedModel
 from tunestation.pipeline.job import Job
-from tunestation.stages.convert import clean_config, pick, read_checked, run
+from tunestation.stages.convert import clean_config, pick, run, weights_of
 from tunestation.training.checkpoints import Stamp, prune, seal
 
 
@@ -33,7 +33,27 @@ def test_the_configuration_of_the_adapter_names_its_base_and_lists_in_one_order(
     assert len(config["target_modules"]) == 14
     assert config["target_modules"] == sorted(config["target_modules"])
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.1)
-    assert {path.name for path in converted.iterdir()} == {"SHA256SUMS", "stage.json", "adapter_config.json", "adapter_model.safetensors"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "report.json"}
+    assert {path.name for path in converted.iterdir()} == {"SHA256SUMS", "stage.json", *files}
+
+
+def test_a_report_says_what_the_adapter_holds_and_which_base_it_belongs_to(station, converted):
+    found = json.loads((converted / "report.json").read_text())
+    manifest = json.loads((station.make("fetch") / "manifest.json").read_text())["model"]
+    assert found["base"] == {"name": "models:tiny", "commit": None, "files": manifest["files"]}
+    every = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+    assert found["adapter"] == {
+        "ranks": [4],
+        "alpha": 8,
+        "kind": "LoRA",
+        "dtypes": ["bfloat16"],
+        "modules": dict.fromkeys(every, 2),
+        "trained_whole": [],
+        "asked_for_in_vain": [],
+        "norms": False,
+        "head": False,
+        "embedding": False,
+    }
 
 
 def test_a_base_from_a_hub_is_named_by_repository_and_commit():
@@ -84,34 +104,40 @@ def test_a_checkpoint_asked_for_in_between_goes_when_a_newer_one_is_there(tmp_pa
     assert kept[3] == ["checkpoint-20", "checkpoint-30"]
 
 
+def loaded(folder, adapter=False):
+    """All weights of a checkpoint."""
+    return {one.name: one.load() for one in weights_of(folder, adapter)}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_tensor_that_is_not_finite_is_named(tmp_path, value):
-    save_file({"good": torch.ones(2), "bad": torch.tensor([1.0, value])}, tmp_path / "model.safetensors")
-    with pytest.raises(TunestationError, match="1 of 2 tensors are empty or not finite, first bad"):
-        read_checked(tmp_path)
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
+def test_a_tensor_that_is_not_finite_is_named(tmp_path, name, value):
+    save_file({"good": torch.ones(2), "bad": torch.tensor([1.0, value])}, tmp_path / name)
+    with pytest.raises(TunestationError, match="the weight bad is empty or not finite"):
+        loaded(tmp_path, name.startswith("adapter"))
 
 
 def test_an_empty_tensor_is_named(tmp_path):
     save_file({"good": torch.ones(2), "bad": torch.ones(0)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(TunestationError, match="1 of 2 tensors are empty or not finite, first bad"):
-        read_checked(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(TunestationError, match="the weight bad is empty or not finite"):
+        loaded(tmp_path, adapter=True)
 
 
-def test_a_file_without_tensors_is_refused(tmp_path):
-    save_file({}, tmp_path / "model.safetensors")
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_checkpoint_without_weights_is_refused(tmp_path, adapter):
     with pytest.raises(TunestationError, match="holds no weights"):
-        read_checked(tmp_path)
+        loaded(tmp_path, adapter)
+    save_file({}, tmp_path / ("adapter_model.safetensors" if adapter else "model.safetensors"))
+    with pytest.raises(TunestationError, match="holds no weights"):
+        loaded(tmp_path, adapter)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
-def test_a_truncated_or_missing_file_is_refused(tmp_path, name):
-    source = tmp_path / name if name.startswith("adapter") else tmp_path
-    with pytest.raises(TunestationError, match="cannot be read"):
-        read_checked(source)
+def test_a_truncated_file_is_refused(tmp_path, name):
     save_file({"weight": torch.ones(100)}, tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
     with pytest.raises(TunestationError, match="cannot be read"):
-        read_checked(source)
+        loaded(tmp_path, name.startswith("adapter"))
 
 
 def test_a_missing_shard_is_noticed(tmp_path):
@@ -119,6 +145,6 @@ def test_a_missing_shard_is_noticed(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file({"a": torch.ones(2)}, tmp_path / "model-1.safetensors")
     with pytest.raises(TunestationError, match=r"cannot be read.*model-2.safetensors"):
-        read_checked(tmp_path)
+        loaded(tmp_path)
     save_file({"b": torch.zeros(2)}, tmp_path / "model-2.safetensors")
-    assert list(read_checked(tmp_path)) == ["a", "b"]
+    assert list(loaded(tmp_path)) == ["a", "b"]

@@ -1,16 +1,19 @@
 """The merged folder: base and adapter in one, as plain transformers loads it."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from station import recipe
+from station import recipe, record
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunestation.errors import TunestationError
+from tunestation.export.folder import write_tokenizer
 from tunestation.pipeline.job import Job
+from tunestation.recipe.schema import Generation
 from tunestation.stages.merge import run
 
 TALK = [{"role": "user", "content": "What is 1 and 1?"}]
@@ -44,19 +47,6 @@ def test_in_float32_it_is_base_and_adapter_together(station):
     assert (logits(load(station.model)) - together).abs().max() > 0.1 * together.abs().max()
 
 
-def test_in_bfloat16_its_weights_are_those_in_float32_rounded_once(station, merged):
-    exact = adapted(station, torch.float32)
-    # the base was stored in float32 and is read in bfloat16, as for training
-    for module in exact.modules():
-        if hasattr(module, "base_layer"):
-            module.base_layer.weight.data = module.base_layer.weight.data.bfloat16().float()
-    wanted = exact.merge_and_unload().state_dict()
-    found = load_file(merged / "model.safetensors")
-    adapters = [name for name in found if "_proj" in name]
-    assert len(adapters) == 14
-    assert all(torch.equal(found[name], wanted[name].bfloat16()) for name in adapters)
-
-
 def test_it_equals_what_peft_merges_within_one_rounding(station, merged):
     wanted = adapted(station, torch.bfloat16).merge_and_unload().state_dict()
     found = load_file(merged / "model.safetensors")
@@ -74,6 +64,59 @@ def test_it_carries_tokenizer_template_and_generation_settings(station, merged):
     assert (drawn.do_sample, drawn.temperature, drawn.top_p, drawn.top_k, drawn.max_new_tokens) == (True, 0.1, 0.75, 40, 512)
     assert drawn.eos_token_id == tokenizers[0].eos_token_id
     assert AutoConfig.from_pretrained(merged).use_cache
+
+
+def test_its_record_proves_that_it_is_base_and_adapter_and_not_the_base(merged):
+    found = record(merged)
+    assert found["facts"] == {"weights": 135488, "dtype": "bfloat16", "modules_changed": 14}
+    assert 0 < found["metrics"]["merged_kl"] < 0.01 < found["metrics"]["base_kl"]
+    assert 0 < found["metrics"]["merged_mean"] < found["metrics"]["merged_largest"] < 1
+    assert found["metrics"]["merged_same_tokens"] > 0.9 > found["metrics"]["base_same_tokens"]
+    nearness = found["observed"]["nearness"]
+    assert nearness.keys() == {"16bit", "nf4"}
+    assert nearness["nf4"] < nearness["16bit"]  # it was trained on the 4-bit base
+
+
+def test_after_qlora_the_adapter_can_be_added_to_the_4_bit_base_it_was_trained_on(station, merged):
+    found = record(station.make("merge", "export.base=nf4"))
+    assert found["observed"]["nearness"] == record(merged)["observed"]["nearness"]
+    assert found["metrics"]["merged_kl"] < 0.01
+
+
+def test_a_model_card_says_where_it_comes_from(merged):
+    text = (merged / "README.md").read_text()
+    for part in ("# tiny", "`models:tiny`, tuned with method `qlora`", "recipe:rows.jsonl", "| LoRA rank | 4 |", "| held out loss |"):
+        assert part in text
+    assert "beside what was trained" in text and "| peft | 0." in text
+
+
+def test_it_stops_where_the_base_stops_as_well(station, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "generation_config.json").write_text('{"eos_token_id": [1, 2, 9999]}')
+    write_tokenizer(station.make("prepare"), base, Generation().model_dump(), tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [1, 2]
+
+
+def test_a_base_that_was_changed_after_training_is_refused(station, tmp_path):
+    converted = tmp_path / "converted"
+    shutil.copytree(station.make("convert"), converted)
+    report = json.loads((converted / "report.json").read_text())
+    report["base"]["files"]["config.json"] = "0" * 64
+    report["base"]["commit"] = "c" * 40
+    (converted / "report.json").write_text(json.dumps(report))
+    job = Job("merge", "", {}, {"fetch": station.make("fetch"), "convert": converted}, tmp_path, station.open().shelf.volumes, {})
+    with pytest.raises(TunestationError) as told:
+        run({}, job)
+    assert [str(problem).partition(" Merge with")[0] for problem in told.value.problems] == [
+        "models:tiny/config.json: has other bytes than the base that the adapter was trained on.",
+        f"models:tiny: is at commit None, but the adapter was trained on {'c' * 40}.",
+    ]
+
+
+def test_a_merged_model_too_far_from_what_was_trained_fails(station):
+    with pytest.raises(TunestationError, match=r"not what was trained: KL .* from base \+ adapter, at most 0 is allowed"):
+        station.make("merge", "export.max_kl=0")
 
 
 def test_it_tells_nothing_of_this_machine(station, merged):
@@ -133,7 +176,8 @@ def lacking_one(converted, folder):
 def test_a_weight_that_is_missing_is_not_made_up(station, merged, tmp_path, assignments):
     shelf = station.open().shelf
     name = lacking_one(station.make("convert", *assignments), tmp_path / "lacking")
-    needs = {"fetch": station.make("fetch"), "prepare": station.make("prepare"), "convert": tmp_path / "lacking"}
+    needs = {"fetch": station.make("fetch"), "convert": tmp_path / "lacking"}
     job = Job("merge", "", {}, needs, tmp_path / "out", shelf.volumes, {})
-    with pytest.raises(TunestationError, match=f"1 weights are missing, first {name}"):
-        run({"dtype": "bfloat16", "shard_size": "2GB", "generation": {}}, job)
+    message = "o_proj: lora_B is missing|v_proj: lora_B is missing" if not assignments else f"1 weights are missing, first {name}"
+    with pytest.raises(TunestationError, match=message):
+        run({"dtype": "bfloat16", "base": "16bit", "trained_base": None}, job)

@@ -17,7 +17,7 @@ from tunestation.pipeline.workers import Workers
 
 def stage(name: str, function: str = "write", needs: tuple[str, ...] = (), **params) -> Stage:
     """A stage whose function is one of stages_for_tests; all but `stop` can go on where they were interrupted."""
-    return Stage(name, f"stages_for_tests:{function}", params, needs, graceful=function != "stop")
+    return Stage(name, f"stages_for_tests:{function}", params, needs, graceful=function != "stop", resumes=function != "stop")
 
 
 def here(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers) -> dict:

@@ -82,7 +82,7 @@ def test_interrupted_work_is_resumed(line):
 
 
 def test_a_stage_that_keeps_no_checkpoints_begins_anew(line):
-    anew = replace(line.stages[0], graceful=False)
+    anew = replace(line.stages[0], resumes=False)
     line.shelf.partial("one", line.plan(anew)[0].key).mkdir(parents=True)
     assert line.says(anew) == [("run", "never run with these settings")]
 

@@ -38,11 +38,11 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Shards:
-    """The tensors of a folder's safetensors or PyTorch files, in the order of the files; none is in memory before it is used."""
+    """The tensors of safetensors or PyTorch files, in the order of the files; none is in memory before it is used."""
 
-    def __init__(self, folder: Path):
-        """Raises InputError for files that are no weights, and for a pickle that wants more than tensors."""
-        self._files = [_open(path) for path in weight_files(folder)]
+    def __init__(self, source: Path):
+        """`source` is a model folder, or one file. Raises InputError for no weights, and for a pickle that wants more than tensors."""
+        self._files = [_open(path) for path in ([source] if source.is_file() else weight_files(source))]
         self._where = {name: file for file in self._files for name in file.tensors}
 
     @property

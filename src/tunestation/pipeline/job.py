@@ -53,3 +53,5 @@ class Result:
     """Reference -> SHA-256 of every file on a volume that later stages will read."""
     observed: dict = field(default_factory=dict)
     """What is worth keeping but is never compared (sample answers, seconds, memory)."""
+    tolerances: dict[str, float] = field(default_factory=dict)
+    """Metric -> relative tolerance of a new lock, where the usual one does not suit."""

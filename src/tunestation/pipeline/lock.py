@@ -13,7 +13,7 @@ from tunestation.pipeline.stage import Stage, differences
 
 Verdict = Literal["exact", "within tolerance", "differs", "not comparable"]
 RELATIVE_TOLERANCE = 0.05
-"""Of a new lock; two kinds of device round differently, and a recipe's author may narrow it."""
+"""Of a new lock, unless the stage says otherwise; two kinds of device round differently, and a recipe's author may narrow it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def write(path: Path, lock: dict) -> None:
 def entry(record: dict, before: dict | None = None) -> dict:
     """What the lock keeps of a stage's record; tolerances set by hand in `before` stay."""
     kept = (before or {}).get("metrics", {})
+    own = {name: {"tolerance": tolerance} for name, tolerance in record.get("tolerances", {}).items()} | kept
     metrics = {
-        name: {"value": value, "tolerance": kept.get(name, {}).get("tolerance", RELATIVE_TOLERANCE)}
+        name: {"value": value, "tolerance": own.get(name, {}).get("tolerance", RELATIVE_TOLERANCE)}
         for name, value in record["metrics"].items()
     }
     shared = {name: record[name] for name in ("key", "tools", "needs", "outputs", "facts", "volumes")}

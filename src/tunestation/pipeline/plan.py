@@ -38,7 +38,7 @@ def decide(stage: Stage, found: dict[str, str], shelf: Shelf, forced: bool = Fal
     record = shelf.record(stage.name, key)
     if forced:
         return Step(stage, key, "run", "forced")
-    if stage.graceful and shelf.partial(stage.name, key).exists():
+    if stage.resumes and shelf.partial(stage.name, key).exists():
         return Step(stage, key, "resume", "was interrupted; goes on where it stopped")
     if record is None:
         return Step(stage, key, "run", _never(stage, shelf))

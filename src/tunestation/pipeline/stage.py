@@ -29,7 +29,9 @@ class Stage:
     exact: bool = False
     """Equal inputs give equal bytes on every machine; else only on the same kind of device."""
     graceful: bool = False
-    """Can be asked to stop and keep a checkpoint, and goes on from one; any other stage begins anew after an interruption."""
+    """Can be asked to stop and keep a checkpoint; any other stage is ended at once."""
+    resumes: bool = False
+    """Goes on from what an interrupted run of the same key left; any other stage begins anew."""
     distributed: bool = False
     """Starts through torch.distributed.run, one process a GPU."""
     unchecked: tuple[str, ...] = ("logs/*",)

@@ -70,6 +70,11 @@ class Export(Part):
     """Of the merged weights."""
     shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(MB|GB)$")] = "2GB"
     """Largest weight file."""
+    base: Literal["16bit", "nf4"] = "16bit"
+    """What the adapter of qlora is added to: the base as it is, or its 4-bit weights read back. The merge says which is nearer to
+    what was trained."""
+    max_kl: Annotated[float, Field(ge=0)] = 0.01
+    """Mean KL divergence from base + adapter to the merged model, in nats a token, above which the merge fails."""
 
 
 class Generation(Part):
@@ -159,6 +164,7 @@ class Recipe(Part):
                 new and source.num_attention_heads % source.num_key_value_heads,
                 "model.source.num_key_value_heads|does not divide num_attention_heads.",
             ),
+            (self.export.base == "nf4" and self.train.method != "qlora", "export.base|'nf4' is the base of train.method qlora only."),
             (self.export.checkpoint == "best" and not self.evaluate.fraction, "export.checkpoint|'best' needs evaluate.fraction above 0."),
             (batch % micro, f"runtime.micro_batch_size|{micro} does not divide train.global_batch_size {batch}."),
             (

@@ -43,6 +43,7 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         needs=("fetch", "prepare"),
         tools=TRAINING,
         graceful=True,
+        resumes=True,
         distributed=True,
     )
     convert = Stage(
@@ -51,14 +52,22 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         {"checkpoint": recipe.export.checkpoint},
         needs=("fetch", "train"),
         tools=("safetensors",),
+        version=2,
         exact=True,
     )
     merge = Stage(
         "merge",
         "tunestation.stages.merge:run",
-        {**_pick(recipe.export, "dtype", "shard_size"), "generation": recipe.chat.generation.model_dump()},
-        needs=("fetch", "prepare", "convert"),
+        {
+            **_pick(recipe.export, "dtype", "shard_size", "base", "max_kl"),
+            "trained_base": recipe.train.base.model_dump() if recipe.train.method == "qlora" else None,
+            "generation": recipe.chat.generation.model_dump(),
+            "name": recipe.name,
+        },
+        needs=("fetch", "prepare", "train", "convert"),
         tools=("torch", "transformers", "peft", "safetensors"),
+        version=2,
+        resumes=True,
     )
     checks = [check.model_dump(mode="json") | found for check, found in zip(recipe.evaluate.checks, inputs.checks, strict=True)]
     evaluate = Stage(

@@ -1,0 +1,188 @@
+"""What a PEFT LoRA adapter changes in the weights of its base: which tensors, and how. No model is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+
+from tunestation.errors import Problem, TunestationError
+from tunestation.models.shards import Shards
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The two weights that llama-like models tie: a head that is not in the files is the embedding."""
+KINDS = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora_embedding_A": "embedding_A",
+    "lora_embedding_B": "embedding_B",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+    "token_adapter.trainable_tokens_delta": "rows",
+}
+"""End of a tensor's name -> its part in the change. Anything else takes the place of a whole weight (`modules_to_save`, biases)."""
+UNSUPPORTED = ("fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters", "use_qalora", "use_bdlora", "arrow_config")
+"""Options of peft that change more than W + scale x B A."""
+REMEDY = "Convert again from the checkpoint (--force), or use the base that the adapter was trained on."
+
+
+@dataclass
+class Change:
+    """What happens to one weight of the base."""
+
+    parts: dict[str, str] = field(default_factory=dict)
+    """Part (see KINDS, or `whole`) -> name of the adapter's tensor."""
+    scale: float = 1.0
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
+    rows: list[int] = field(default_factory=list)
+    """Ids of trained tokens, in the order of the part `rows`."""
+
+
+class Adapter:
+    """An adapter folder: its configuration and tensors, sorted by the weight of the base that each changes."""
+
+    def __init__(self, folder: Path):
+        """Raises TunestationError for an adapter with options that a merge cannot express."""
+        self.folder = folder
+        self.config: LoraConfig = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        self.tensors = Shards(folder / WEIGHTS)
+        used = [name for name in UNSUPPORTED if getattr(self.config, name, None)]
+        if used:
+            what = f"the adapter uses {', '.join(used)}, which cannot be merged into plain weights."
+            raise TunestationError(what, str(folder), "Serve it as base + adapter with peft.")
+        self.changes: dict[str, Change] = {}
+        for name in self.tensors.names:
+            target, part = split_name(name)
+            self.changes.setdefault(target, Change()).parts[part] = name
+        for target, change in self.changes.items():
+            self._describe(target.removesuffix(".weight"), change)
+
+    def _describe(self, module: str, change: Change) -> None:
+        down = change.parts.get("A") or change.parts.get("embedding_A")
+        if down:
+            alphas = self.config.alpha_pattern
+            alpha = alphas.get(get_pattern_key(alphas.keys(), module), self.config.lora_alpha)
+            rank = self.tensors.meta(down).shape[0]
+            change.scale = alpha / (rank**0.5 if self.config.use_rslora else rank)
+        if "rows" in change.parts:
+            indices = self.config.trainable_token_indices
+            change.rows = indices if isinstance(indices, list) else next(ids for name, ids in indices.items() if module.endswith(name))
+
+    def expected(self, weights: Iterable[str], matrices: set[str]) -> list[str]:
+        """Those of `weights` (`<module>.weight`) that the configuration adapts, if they are `matrices`, or trains whole."""
+        whole = tuple(self.config.modules_to_save or ())
+        modules = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+        adapted = [name for name in modules if f"{name}.weight" in matrices and check_target_module_exists(self.config, name)]
+        return [*adapted, *(name for name in modules if whole and name.endswith(whole))]
+
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self.tensors.meta(name).nbytes for name in self.tensors.names)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`base_model.model.model.layers.0.mlp.up_proj.lora_A.weight` -> (`model.layers.0.mlp.up_proj.weight`, `A`)."""
+    short = re.sub(r"\.(default|modules_to_save|(token_adapter\.)?base_layer|original_module)(?=\.|$)", "", name.removeprefix(PREFIX))
+    for ending, part in KINDS.items():
+        if short.endswith(f".{ending}"):
+            return f"{short.removesuffix(ending)}weight", part
+    return short, "whole"
+
+
+def file_name(name: str) -> str:
+    """How peft calls a parameter of an adapted model in adapter_model.safetensors."""
+    return re.sub(r"\.(default|modules_to_save)(?=\.|$)", "", name).replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def check(adapter: Adapter, base: Shards, tied: bool) -> None:
+    """Whether every change fits a weight of the base, and no module that the adapter names is without one; else raises, naming all."""
+    known = {*base.names, *([HEAD] if tied else [])}
+    problems = [problem for target, change in adapter.changes.items() for problem in _misfits(adapter, base, known, target, change)]
+    matrices = {name for name in known if name not in base.names or base.meta(name).ndim == 2}
+    missing = [name for name in adapter.expected(sorted(known), matrices) if f"{name}.weight" not in adapter.changes]
+    if adapter.config.trainable_token_indices and not any(change.rows for change in adapter.changes.values()):
+        missing.append("the trained rows of the embedding")
+    if missing:
+        what = f"{len(missing)} modules that the adapter should change are missing, first {missing[0]}: the merge would be partial."
+        problems.append(Problem(what, str(adapter.folder), REMEDY))
+    if problems:
+        raise TunestationError(problems=problems)
+
+
+def _misfits(adapter: Adapter, base: Shards, known: set[str], target: str, change: Change) -> list[Problem]:
+    where = str(adapter.folder)
+    if target not in known:
+        return [Problem(f"{target.removesuffix('.weight')} is adapted, but the base has no such module.", where, REMEDY)]
+    wanted = tuple(base.meta(target if target in base.names else EMBEDDING).shape)
+    found, lacking = _shape(adapter, change)
+    if lacking:
+        return [Problem(f"{target.removesuffix('.weight')}: {lacking} is missing.", where, REMEDY)]
+    if found != wanted[-len(found) :]:
+        what = f"{target}: the adapter was made for {list(found)}, but the base has {list(wanted)}."
+        return [Problem(what, where, REMEDY)]
+    return []
+
+
+def _shape(adapter: Adapter, change: Change) -> tuple[tuple[int, ...], str]:
+    """(shape of the weight that the change is made for, or its last axes; the part that is missing)."""
+    parts = change.parts
+    shapes = {part: tuple(adapter.tensors.meta(name).shape) for part, name in parts.items()}
+    if "whole" in parts:
+        return shapes["whole"], ""
+    if "rows" in parts:
+        return shapes["rows"][1:], ""
+    embedding = "embedding_" if "embedding_A" in parts or "embedding_B" in parts else ""
+    needed = [f"{embedding}A", f"{embedding}B", *(["magnitude"] if adapter.config.use_dora else [])]
+    lacking = next((f"lora_{part}" for part in needed if part not in parts), "")
+    if lacking:
+        return (), lacking
+    down, up = shapes[f"{embedding}A"], shapes[f"{embedding}B"]
+    if up[1] != down[0]:
+        return (), f"a lora_B of rank {down[0]}"
+    return ((down[1], up[0]) if embedding else (up[0], down[1])), ""
+
+
+def merged(weight: torch.Tensor, change: Change, tensors: Shards, dtype: torch.dtype) -> torch.Tensor:
+    """`weight` (out, in) with the change, computed in float32 and rounded once to `dtype`, a few rows at a time."""
+    if "whole" in change.parts:
+        return tensors.read(change.parts["whole"]).to(dtype)
+    if "rows" in change.parts:
+        out = weight.to(dtype, copy=True)
+        out[change.rows] = tensors.read(change.parts["rows"]).to(dtype)
+        return out
+    up, down = _factors(change, tensors)
+    out = torch.empty(weight.shape, dtype=dtype)
+    blocks = range(0, len(weight), max(1, 2**23 // weight.shape[1]))
+    rows = [slice(start, start + blocks.step) for start in blocks]
+    magnitude = tensors.read(change.parts["magnitude"]).float() if "magnitude" in change.parts else None
+    columns = None
+    if magnitude is not None and "embedding_A" in change.parts:  # peft takes the norms of an embedding by column, of a layer by row
+        columns = magnitude / sum(_updated(weight[some], up[some], down, change.scale).square().sum(0) for some in rows).sqrt()
+    for some in rows:
+        block = _updated(weight[some], up[some], down, change.scale)
+        if columns is not None:
+            block *= columns
+        elif magnitude is not None:
+            block *= (magnitude[some] / block.norm(dim=1))[:, None]
+        out[some] = block
+    return out
+
+
+def _factors(change: Change, tensors: Shards) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, rank) and (rank, in) in float32, whose product is the update."""
+    if "A" in change.parts:
+        return tensors.read(change.parts["B"]).float(), tensors.read(change.parts["A"]).float()
+    return tensors.read(change.parts["embedding_A"]).float().T, tensors.read(change.parts["embedding_B"]).float().T
+
+
+def _updated(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor, scale: float) -> torch.Tensor:
+    """W + scale x B A in float32 (arXiv 2106.09685)."""
+    return torch.addmm(weight.float(), up, down, alpha=scale)
