@@ -29,7 +29,7 @@ def run_child(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers)
     logs.mkdir(parents=True)
     job.save(logs / "job.json")
     command = _command(stage, logs / "job.json", workers)
-    environment = child_environment(child_variables(cache, offline=stage.name != "fetch"))
+    environment = child_environment(child_variables(cache, offline=stage.name != "fetch") | dict(stage.variables))
     child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     with child, _signals(stage, child, logs / STOP):
         code = child.wait()

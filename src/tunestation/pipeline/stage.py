@@ -34,6 +34,8 @@ class Stage:
     """Goes on from what an interrupted run of the same key left; any other stage begins anew."""
     distributed: bool = False
     """Starts through torch.distributed.run, one process a GPU."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Environment variables of its process, over those of every stage. In no key: they change how fast it works, not what comes of it."""
     unchecked: tuple[str, ...] = ("logs/*",)
     """Files that hold clock times: published, but in no digest."""
 

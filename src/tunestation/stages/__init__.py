@@ -30,6 +30,8 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         needs=("fetch",),
         tools=TOKENS,
         version=2,
+        # It tokenises on all cores. Elsewhere that stays off: threads of the tokenizer do not survive a fork, as of a data loader.
+        variables=(("TOKENIZERS_PARALLELISM", "true"),),
         exact=True,
     )
     train = Stage(
