@@ -134,7 +134,7 @@ def _file(work: Work, n: int, ref: str, ledger: Ledger) -> tuple[int, list[Probl
     missing = list(_missing_columns(work, n, head, name))
     if missing:
         return 0, missing
-    for outcome in outcomes(rows, part, name, problems):
+    for outcome in outcomes(rows, part, name, problems, work.recipe.train.objective):
         if isinstance(outcome, Dropped):
             ledger.note(outcome.fate, outcome.where, outcome.reason)
         count += isinstance(outcome, Conversation) or outcome.fate == "dropped"
@@ -145,7 +145,7 @@ def _missing_columns(work: Work, n: int, head: Sequence[Row], name: str) -> Iter
     """Columns that the format reads and no row has, with the field of the recipe that names them, if one does."""
     chosen = work.recipe.data.sources[n].format
     for column in missing_columns(head, chosen):
-        fields = [field for field in type(chosen).model_fields if field != "kind" and getattr(chosen, field) == column]
+        fields = [field for field in chosen.model_fields_set if field != "kind" and getattr(chosen, field) == column]
         what = f"names column '{column}'" if fields else f"'{chosen.kind}' reads column '{column}'"
         has = f"{what}, but {name} has: {', '.join(columns(head))}."
         yield _problem(work, ("data", "sources", n, "format", *fields[:1]), has)

@@ -110,13 +110,18 @@ class _Page:
         if "$ref" in node:
             return f"a part: {self._link(title, node['$ref'])}"
         if "discriminator" in node:
-            kinds = node["discriminator"]["mapping"].items()
-            return "one of the kinds " + ", ".join(self._link(title, ref, kind) for kind, ref in _in_order(kinds, node["oneOf"]))
+            return "one of the kinds " + ", ".join(self._link(title, ref, kind) for kind, ref in self._kinds(node["oneOf"]))
         if "anyOf" in node:
             return " or ".join(self._type(title, choice) for choice in node["anyOf"] if choice.get("type") != "null")
         if node.get("type") == "array":
             return self._list(title, node)
         return _plain_type(node)
+
+    def _kinds(self, choices: list[Node]) -> Iterator[tuple[str, str]]:
+        """(kind, reference) in the order of the schema; several kinds may share a section."""
+        for choice in choices:
+            kind = self.schema["$defs"][choice["$ref"].rsplit("/", 1)[1]]["properties"]["kind"]
+            yield from ((name, choice["$ref"]) for name in kind.get("enum") or [kind["const"]])
 
     def _list(self, title: str, node: Node) -> str:
         if "prefixItems" in node:
@@ -131,12 +136,6 @@ class _Page:
             self.titles[ref] = full
             self.waiting.append((full, self.schema["$defs"][ref.rsplit("/", 1)[1]]))
         return f"[{kind or full}](#{_anchor(self.titles[ref])})"
-
-
-def _in_order(kinds: Any, choices: list[Node]) -> Iterator[tuple[str, str]]:
-    """(kind, reference) in the order of the schema; pydantic sorts the mapping by name."""
-    names = {ref: kind for kind, ref in kinds}
-    return ((names[choice["$ref"]], choice["$ref"]) for choice in choices)
 
 
 def _plain_type(node: Node) -> str:

@@ -11,11 +11,12 @@ from tunestation.data.parts import outcomes
 from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
 from tunestation.errors import InputError
-from tunestation.recipe.data import AlpacaFormat, ColumnsFormat, ConversationFormat, DataPart, MessagesFormat
+from tunestation.recipe.data import DataPart
+from tunestation.recipe.formats import ColumnsFormat, ConversationFormat, MessagesFormat, TableFormat
 from tunestation.recipe.sources import FileSource
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
-MESSAGES, ALPACA, CONVERSATION = MessagesFormat(kind="messages"), AlpacaFormat(kind="alpaca"), ConversationFormat(kind="conversation")
+MESSAGES, ALPACA, CONVERSATION = MessagesFormat(kind="messages"), TableFormat(kind="alpaca"), ConversationFormat(kind="conversation")
 UNTRAINED = {"input": "a", "output": "b", "output_with_loss": False}
 COLUMNS = ColumnsFormat(kind="columns", input="q", output="a")
 
@@ -119,7 +120,8 @@ def test_a_new_format_is_one_function():
         (MESSAGES, chat(("system", "S")), "no answer"),
         (MESSAGES, chat(("user", "a"), ("assistant", "")), "empty answer"),
         (MESSAGES, chat(("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c")), "empty answer"),
-        (MESSAGES, chat(("assistant", "Hello!"), ("user", "a"), ("assistant", "b")), "begins with an answer: no question before it"),
+        (MESSAGES, chat(("assistant", "Hello!")), "begins with an answer: no question before it"),
+        (MESSAGES, chat(("assistant", "Hello!"), ("user", "a")), "begins with an answer: no question before it"),
         (CONVERSATION, {"conversation": [{"input": "", "output": "text to continue"}]}, "empty question"),
         (CONVERSATION, {"conversation": [{"input": "a", "output": ""}]}, "no answer"),
         (
@@ -141,13 +143,21 @@ def test_unanswered_turns_at_the_end_are_cut_off_and_told():
     assert (len(xtuner.messages), xtuner.repaired) == (2, "cut 1 unanswered turn at the end")
 
 
+def test_answers_before_the_first_question_are_cut_off_and_told():
+    found = read(MESSAGES, chat(("system", "S"), ("assistant", "Hello!"), ("user", "a"), ("assistant", "b"), ("user", "c")))
+    assert [message.content for message in found.messages] == ["S", "a", "b"]
+    assert found.repaired == "cut 1 answer before the first question; cut 1 unanswered turn at the end"
+
+
 @pytest.mark.parametrize(
     ("format", "values", "words"),
     [
         (MESSAGES, chat(("human", "a")), "messages[0] has the role 'human'. Known roles are system, developer, user, assistant, tool."),
         (MESSAGES, {"messages": [{"content": "a"}]}, "messages[0] has the role None."),
         (MESSAGES, chat(("user", 5)), "messages[0].content is a number, not a text."),
-        (MESSAGES, chat(("user", [{"type": "text"}])), "messages[0].content is a list, not a text."),
+        (MESSAGES, chat(("user", [5])), "messages[0].content[0] is a number, not an object."),
+        (MESSAGES, {"messages": [None]}, "messages[0] is null, not an object."),
+        (MESSAGES, {"messages": [{"role": None, "content": "a"}]}, "messages[0] has the role None."),
         (MESSAGES, {"messages": "a"}, "messages is a text, not a list."),
         (MESSAGES, {"messages": ["a"]}, "messages[0] is a text, not an object."),
         (MESSAGES, {"messages": [{"role": "assistant", "content": "a", "loss": 1}]}, "messages[0].loss is a number, not true or false."),

@@ -11,7 +11,8 @@ from reading import needs_shared, problems, read_rows, shared, write
 
 from tunestation.data.parts import outcomes
 from tunestation.data.problems import Problems
-from tunestation.recipe.data import ColumnsFormat, DataPart
+from tunestation.recipe.data import DataPart
+from tunestation.recipe.formats import ColumnsFormat
 from tunestation.recipe.sources import FileSource
 
 

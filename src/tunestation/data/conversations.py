@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from tunestation.data.formats import FORMATS, INSTRUCTIONS, Draft, Message
+from tunestation.data.formats import FORMATS, INSTRUCTIONS, Draft, Message, Unusable
 from tunestation.data.readers import Row
 from tunestation.errors import InputError
 
@@ -82,18 +82,23 @@ def to_conversation(row: Row, part: Reading) -> Conversation | Dropped:
     if not any(column in row.values for column in wanted):
         what = f"the row has no column {_listed(wanted)}, which '{part.format.kind}' reads; it has: {', '.join(row.values)}."
         raise InputError(what, row.where, "Put rows of another kind into a file and a source of their own.")
-    return judge(_completed(chosen.read(part.format, row), part, row.where), row)
+    try:
+        draft = chosen.read(part.format, row)
+    except Unusable as unusable:
+        return Dropped(row.where, str(unusable), row.file, row.number)
+    return judge(_completed(draft, part, chosen.system, row.where), row)
 
 
 def _listed(names: Sequence[str]) -> str:
     return " or ".join(f"'{name}'" for name in names)
 
 
-def _completed(draft: Draft, part: Reading, where: str) -> Draft:
-    """The draft with the part's system text and variables."""
+def _completed(draft: Draft, part: Reading, default: str, where: str) -> Draft:
+    """The draft with the part's system text, or else the format's, and with the part's variables."""
     messages = [message for message in draft.messages if message.role not in INSTRUCTIONS or message.content.strip()]
-    if part.system and messages and messages[0].role not in INSTRUCTIONS:
-        messages.insert(0, Message("system", part.system))
+    system = default if part.system is None else part.system
+    if system and messages and messages[0].role not in INSTRUCTIONS:
+        messages.insert(0, Message("system", system))
     if not part.variables:
         return replace(draft, messages=messages)
     text = None if draft.text is None else filled(draft.text, part.variables, where)
@@ -106,27 +111,43 @@ def _filled(message: Message, part: Reading, where: str) -> Message:
 
 
 def judge(draft: Draft, row: Row) -> Conversation | Dropped:
-    """Cut questions that nobody answered off the end, and drop what holds nothing to learn."""
-    last = max((index for index, message in enumerate(draft.messages) if message.role == "assistant"), default=-1)
-    kept, cut = tuple(draft.messages[: last + 1]), len(draft.messages) - last - 1
-    reason = draft.unusable or (_untrainable(kept) if draft.text is None else "" if draft.text.strip() else "empty text")
+    """Cut answers without a question off the beginning and questions without an answer off the end; drop what holds nothing to learn."""
+    if draft.text is not None:
+        kept, mended, reason = (), "", "" if draft.text.strip() else "empty text"
+    else:
+        kept, mended = _cut(draft.messages)
+        reason = _untrainable(kept)
     if reason:
         return Dropped(row.where, reason, row.file, row.number)
-    mended = [draft.repaired] if draft.repaired else []
-    mended += [f"cut {cut} unanswered turn{'s' if cut > 1 else ''} at the end"] if cut else []
-    return Conversation(kept, row.where, "; ".join(mended), draft.text, draft.tools, draft.rejected, row.file, row.number)
+    return Conversation(kept, row.where, mended, draft.text, draft.tools, draft.rejected, row.file, row.number)
+
+
+def _cut(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
+    """The messages from the first question to the last answer, with the instructions before them, and what was cut off in words."""
+    asked = [index for index, message in enumerate(messages) if message.role == "user"]
+    answered = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not asked or not answered or answered[-1] < asked[0]:
+        return tuple(messages), ""
+    first, last = asked[0], answered[-1]
+    instructions = [message for message in messages[:first] if message.role in INSTRUCTIONS]
+    cut = {"answer": first - len(instructions), "unanswered turn": len(messages) - last - 1}
+    places = {"answer": "before the first question", "unanswered turn": "at the end"}
+    told = [f"cut {count} {what}{'s' if count > 1 else ''} {places[what]}" for what, count in cut.items() if count]
+    return (*instructions, *messages[first : last + 1]), "; ".join(told)
 
 
 def _untrainable(messages: tuple[Message, ...]) -> str:
     """Why these messages cannot be trained; empty if they can."""
     turns = [message for message in messages if message.role not in INSTRUCTIONS]
-    if not turns:
+    if not any(turn.role == "assistant" for turn in turns):
         return "no answer"
-    if turns[0].role == "assistant":
+    if turns[0].role != "user":
         return "begins with an answer: no question before it"
     blank = next((turn for turn in turns if _says_nothing(turn)), None)
     if blank:
         return "empty question" if blank.role == "user" else "empty answer"
+    if turns[-1].role != "assistant":
+        return "no answer"
     if not any(turn.loss for turn in turns if turn.role == "assistant"):
         return "all labels are masked: no answer has loss"
     return ""

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from tunestation.data.conversations import Conversation, Dropped, Reading, to_conversation
 from tunestation.data.formats import FORMATS
+from tunestation.data.formats.auto import left_over, recognise
 from tunestation.data.mixing import Copies, counts_are_needed, mix
 from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
@@ -18,7 +19,8 @@ from tunestation.errors import InputError, Problem
 from tunestation.pipeline.digest import file_digest
 from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.base import Part, Positive
-from tunestation.recipe.data import Format, ReadOptions
+from tunestation.recipe.data import ReadOptions
+from tunestation.recipe.formats import Format, MessagesFormat
 from tunestation.recipe.sources import Sha256
 
 HEAD = 50
@@ -66,10 +68,13 @@ Table = tuple[str, Callable[[Problems], Iterator[Row]]]
 """A file or generator: its name, and a function that streams its rows and notes what is wrong."""
 
 
-def collect(parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], volumes: Volumes, seed: int) -> Iterator[Outcome]:
+def collect(
+    parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], volumes: Volumes, seed: int, objective: str = "sft"
+) -> Iterator[Outcome]:
     """What became of every row, in the order of parts, files and rows; no more than a few rows are in memory.
 
-    `fetched` holds, part by part, the files of the manifest; `seed` chooses rows where a part has a limit or a weight.
+    `fetched` holds, part by part, the files of the manifest; `seed` chooses rows where a part has a limit or a weight;
+    `objective` is that of the recipe and decides what `format: auto` looks for.
     Raises InputError with the problems of all files when all have been read: what came before must not be used then.
     """
     problems: list[Problem] = []
@@ -78,7 +83,7 @@ def collect(parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], vo
         index = 0
         for name, read in tables[place]:
             found = Problems(name)
-            for outcome in outcomes(read(found), part, name, found):
+            for outcome in outcomes(read(found), part, name, found, objective):
                 blank = isinstance(outcome, Dropped) and outcome.fate == "blank"
                 yield _placed(outcome, place, 1 if blank else copies.of(index))
                 index += not blank
@@ -124,18 +129,46 @@ def generated(name: str, seed: int, count: int) -> list[Row]:
     return [Row(values, f"{name}:{number}", name, number) for number, values in enumerate(GENERATORS[name](seed, count), start=1)]
 
 
-def outcomes(rows: Iterable[Row], part: Reading, name: str, problems: Problems) -> Iterator[Outcome]:
-    """What becomes of each row of the file `name`; rows of a wrong type and missing columns go to `problems`."""
+def outcomes(
+    rows: Iterable[Row], part: Part, name: str, problems: Problems, objective: str = "sft", tell: Callable[[str], None] = print
+) -> Iterator[Outcome]:
+    """What becomes of each row of the file `name`; rows of a wrong type and missing columns go to `problems`.
+
+    `part` is a DataPart or PartFiles. What `format: auto` recognised goes to `tell`, which gets one line a file.
+    """
     head, rows = peek(rows)
-    absent = missing_columns(head, part.format)
-    if absent:
-        problems.add(_missing(absent, part.format.kind, name, columns(head)))
+    try:
+        reading = _resolved(part, head, objective, name, tell)
+    except InputError as error:
+        problems.add(*error.problems)
         return
+    pairs = 0
     for row in rows:
         try:
-            yield to_conversation(row, part)
+            outcome = to_conversation(row, reading)
         except InputError as error:
             problems.add(*error.problems)
+            continue
+        pairs += isinstance(outcome, Conversation) and bool(outcome.rejected)
+        yield outcome
+    if pairs:
+        what = f"{pairs} preference pairs were read and checked, but there is no training on pairs yet (DPO, ORPO): it comes later."
+        problems.add(Problem(what, name, "Use rows with one answer each."))
+
+
+def _resolved(part: Part, head: Sequence[Row], objective: str, name: str, tell: Callable[[str], None]) -> Reading:
+    """The part with the format that its first rows have. Raises InputError if that cannot be told, or columns are missing."""
+    if part.format.kind != "auto":
+        absent = missing_columns(head, part.format)
+        if absent:
+            raise _missing(absent, part.format.kind, name, columns(head))
+        return part
+    if not columns(head):  # blank rows alone: told by the reader
+        return part.model_copy(update={"format": MessagesFormat(kind="messages")})
+    found = recognise(head, objective, name)
+    rest = left_over(head, found)
+    tell(f"{name}: read as {found}{'; not read: ' if rest else ''}{', '.join(rest)}.")
+    return part.model_copy(update={"format": found.format})
 
 
 def peek(rows: Iterable[Row]) -> tuple[list[Row], Iterator[Row]]:
@@ -151,12 +184,14 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 
 def missing_columns(head: Sequence[Row], format: Part) -> list[str]:
-    """Columns that `format` reads and that none of the first rows has."""
+    """Columns that `format` reads and that none of the first rows has; `auto` reads what there is."""
     present = columns(head)
-    return [column for column in FORMATS[format.kind].columns(format) if column not in present] if present else []
+    if not present or format.kind == "auto":
+        return []
+    return [column for column in FORMATS[format.kind].columns(format) if column not in present]
 
 
-def _missing(absent: Sequence[str], kind: str, name: str, present: Sequence[str]) -> Problem:
+def _missing(absent: Sequence[str], kind: str, name: str, present: Sequence[str]) -> InputError:
     wanted = ", ".join(f"'{column}'" for column in absent)
     what = f"the format '{kind}' reads the column {wanted}, but {name} has: {', '.join(present)}."
-    return Problem(what, name, "Name the columns of the file, or choose another format.")
+    return InputError(what, name, "Name the columns of the file, or choose another format.")

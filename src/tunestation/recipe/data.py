@@ -6,50 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from tunestation.recipe.base import Fraction, Part, Positive
+from tunestation.recipe.formats import AutoFormat, Format
 from tunestation.recipe.sources import DataSource
-
-
-class MessagesFormat(Part):
-    """Rows `{"messages": [{"role": ..., "content": ...}]}` with the roles system, developer, user, assistant and tool."""
-
-    kind: Literal["messages"]
-
-
-class AlpacaFormat(Part):
-    """Rows `{"instruction", "input", "output"}` and optionally `system`; input may be empty."""
-
-    kind: Literal["alpaca"]
-
-
-class ConversationFormat(Part):
-    """XTuner's rows `{"conversation": [{"system", "input", "output"}]}`; a turn may carry `output_with_loss: false`."""
-
-    kind: Literal["conversation"]
-
-
-class ColumnsFormat(Part):
-    """Any table: one column asks, one answers."""
-
-    kind: Literal["columns"]
-    input: str
-    """Column with the user's text."""
-    output: str
-    """Column with the answer to learn."""
-    system: str | None = None
-    """Column with a system text of each row."""
-
-
-class TextFormat(Part):
-    """Documents to continue, for `train.objective: pretrain`."""
-
-    kind: Literal["text"]
-    column: str = "text"
-    """Column with the document."""
-
-
-Format = Annotated[MessagesFormat | AlpacaFormat | ConversationFormat | ColumnsFormat | TextFormat, Field(discriminator="kind")]
-TEXT_KINDS = ("text",)
-"""Formats that make documents to continue; all others make conversations."""
 
 
 def _is_known(encoding: str) -> str:
@@ -78,8 +36,8 @@ class DataPart(Part):
     """Where the rows are."""
     read: ReadOptions = ReadOptions()
     """How its files are opened."""
-    format: Format = MessagesFormat(kind="messages")
-    """How a row becomes a conversation."""
+    format: Format = AutoFormat(kind="auto")
+    """How a row becomes a conversation or a document."""
     system: str | None = None
     """A system text for every row that has none of its own."""
     variables: dict[Annotated[str, Field(pattern=r"^\w+$")], str] = {}

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from tunestation.recipe.base import Fraction, Name, Part, Positive, RelativePath, stays_inside
-from tunestation.recipe.data import TEXT_KINDS, Data, DataPart
+from tunestation.recipe.data import Data, DataPart
+from tunestation.recipe.formats import TEXT_KINDS
 from tunestation.recipe.sources import FileSource, GeneratorSource, ModelSource, NewModel
 from tunestation.recipe.train import Train
 
@@ -177,7 +178,7 @@ class Recipe(Part):
 
     def _data_clashes(self, place: str, part: DataPart) -> list[tuple[bool, str]]:
         kind, objective = part.format.kind, self.train.objective
-        documents = kind in TEXT_KINDS
+        documents, auto = kind in TEXT_KINDS, kind == "auto"
         some, own = any(each.weight for each in self.data.sources), part.weight is not None
         return [
             (
@@ -185,7 +186,7 @@ class Recipe(Part):
                 f"{place}.format|'{kind}' reads documents. Set train.objective to 'pretrain', or name a format of conversations.",
             ),
             (
-                not documents and objective == "pretrain",
+                not documents and not auto and objective == "pretrain",
                 f"{place}.format|'{kind}' reads conversations, but train.objective is 'pretrain'. Name a format of documents, as 'text'.",
             ),
             (some and not own, f"{place}.weight|is missing, but other sources have one. Give every source a weight, or none."),

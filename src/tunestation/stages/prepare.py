@@ -95,7 +95,7 @@ def _clear(output: Path) -> None:
 
 
 def _outcomes(settings: Params, manifest: Manifest, job: Job) -> Iterator[Conversation | Dropped]:
-    return collect(settings.parts, manifest.data, job.volumes, settings.seed)
+    return collect(settings.parts, manifest.data, job.volumes, settings.seed, settings.objective)
 
 
 def make_tokenizer(settings: Params, manifest: Manifest, job: Job) -> PreTrainedTokenizerBase:

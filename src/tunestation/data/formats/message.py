@@ -27,10 +27,13 @@ class Message:
     """On the role assistant `{"type": "function", "function": {"name": ..., "arguments": {...}}}`, arguments as an object."""
     tool_call_id: str = ""
     """On the role tool: the call that it answers."""
+    reasoning_content: str = ""
+    """On the role assistant: what it thought before it answered, for templates that write it."""
 
     def turn(self) -> dict[str, Any]:
         """What `apply_chat_template` reads: role and content, and of the rest what is there."""
         rest = {"name": self.name, "tool_calls": list(self.tool_calls), "tool_call_id": self.tool_call_id}
+        rest |= {"reasoning_content": self.reasoning_content}
         return {"role": self.role, "content": self.content} | {key: value for key, value in rest.items() if value}
 
 
@@ -45,7 +48,3 @@ class Draft:
     """JSON schemas of the tools that the conversation may call, as `apply_chat_template(tools=...)` takes them."""
     rejected: tuple[Message, ...] = ()
     """Preference pairs alone: the turns that are not wanted in place of the last of `messages`."""
-    repaired: str = ""
-    """What was mended in reading the row; empty for most."""
-    unusable: str = ""
-    """Why nothing can be learned from the row; empty for most."""

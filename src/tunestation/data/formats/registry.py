@@ -19,7 +19,9 @@ class RowFormat:
     columns: Callable[[Any], tuple[str, ...]]
     """The columns without which no row can be read, given the format's parameters."""
     read: Reader
-    """(parameters, row) -> what stands in the row. Raises InputError on a wrong type or role."""
+    """(parameters, row) -> what stands in the row. Raises InputError on a wrong type or role, Unusable for a row that cannot be trained."""
+    system: str = ""
+    """Given to rows without a system text, unless the recipe names another."""
 
 
 FORMATS: dict[str, RowFormat] = {}

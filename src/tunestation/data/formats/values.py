@@ -8,6 +8,10 @@ from tunestation.data.readers.row import Row, Unreadable
 from tunestation.errors import InputError
 
 
+class Unusable(Exception):
+    """Nothing can be learned from a row, and that is no mistake in it: the row is dropped, with this reason."""
+
+
 def column(row: Row, name: str) -> str:
     """The text in the column `name` of `row`. Raises InputError if it is none."""
     return text(row.values.get(name), name, row.where)
