@@ -82,6 +82,12 @@ def ask(_, recipe, prompt, base=False, set=None):
     call("ask", recipe, prompt, base, set)
 
 
+@task(help={"source": "host:path, fsspec URL or folder of runs", "to": "fsspec URL or folder", "every": "seconds; 0 is once"})
+def sync(_, recipe, source="", to="", every=0):
+    """Bring finished stages and complete checkpoints here, or elsewhere, also while training goes on."""
+    call("sync", recipe, source, to, every)
+
+
 @task(help={"strict": "exit code 1 if a run would fail, leave the GPU idle, or vanish", "offline": "do not ask the hub"})
 def doctor(_, strict=False, offline=False):
     """Tell whether this machine is fit for a run, and whether its results will last."""

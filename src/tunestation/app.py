@@ -146,6 +146,13 @@ def ask(name: str, prompt: str, base: bool = False, assignments: Sequence[str] =
     answers(open_recipe(name, assignments), prompt, base)
 
 
+def sync(name: str, source: str = "", to: str = "", every: int = 0) -> None:
+    """Bring what is whole of a recipe's runs here, or elsewhere, while work goes on; again `every` seconds if that is not 0."""
+    from tunestation.syncing.main import sync as copy
+
+    copy(name, source, to, every)
+
+
 def docs() -> None:
     """Write the generated pages: the recipe reference and the JSON schema."""
     from tunestation.reference import write_all

@@ -1,0 +1,1 @@
+"""Brings what is complete from one run folder to another while work goes on: `invoke sync`."""

@@ -1,0 +1,58 @@
+"""`invoke sync`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from tunestation import settings as machine_settings
+from tunestation.errors import InputError
+from tunestation.pipeline.run import alone
+from tunestation.recipe import loading
+from tunestation.syncing.copying import bring
+from tunestation.syncing.rsync import pull
+from tunestation.syncing.units import Tree
+
+OVER_SSH = re.compile(r"[^/:]+:(?!//)")
+
+
+def sync(recipe: str, source: str, to: str, every: int) -> None:
+    """Copy what is whole of a recipe's runs from `source` to here, or from here `to` somewhere; again `every` seconds if that is not 0."""
+    if bool(source) == bool(to):
+        raise InputError("give one of --source and --to.", "sync", "--source brings results here, --to takes them from here.")
+    settings = machine_settings.load()
+    name = loading.load(loading.find(recipe, settings.recipes)).recipe.name
+    here = settings.runs / name
+    while True:
+        count = 0
+        with alone(here) if source else nullcontext():  # what is brought here must not meet a run of the same recipe
+            for line in _once(here, name, source, to):
+                count += 1
+                print(f"  {line}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {name}: {f'{count} changes' if count else 'nothing new'}", flush=True)
+        if not every:
+            return
+        time.sleep(every)
+
+
+def _once(here: Path, name: str, source: str, to: str) -> Iterator[str]:
+    if OVER_SSH.match(to):
+        raise InputError("over SSH results can only be fetched.", "--to", "Run sync at home with --source, or give an fsspec URL.")
+    if OVER_SSH.match(source):
+        return pull(f"{source.rstrip('/')}/{name}", here)
+    mine = Tree(LocalFileSystem(), str(here))
+    return bring(_tree(source, name), mine) if source else bring(mine, _tree(to, name))
+
+
+def _tree(url: str, name: str) -> Tree:
+    try:
+        fs, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"this place cannot be used: {error}.", url, "Give a folder, host:path, or an fsspec URL.") from None
+    return Tree(fs, f"{root.rstrip('/')}/{name}")
