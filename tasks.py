@@ -13,10 +13,20 @@ SET = {"set": "key=value on top of the recipe, as train.epochs=1; may be given s
 RUN = SET | {"force": "run again even if nothing changed", "offline": "touch no network"}
 
 
-@task(help={"like": "only those that mention this text"})
-def recipes(_, like=""):
+@task(help={"like": "only those that mention this text", "datasets": "the data sets that recipes can be made from"})
+def recipes(_, like="", datasets=False):
     """List the recipes with summary, model, data and last result."""
-    call("recipes", like)
+    call("recipes", like, datasets)
+
+
+@task(
+    help={"model": "owner/name of a hub, a folder, or starter", "method": "qlora, lora or full"}
+    | {"data": "a data set of the catalogue, or a file; may be given several times"},
+    iterable=["data"],
+)
+def new(_, recipe, model="", data=None, method="qlora"):
+    """Write a complete, commented recipe from a model, data and a method."""
+    call("new", recipe, model, data, method)
 
 
 @task(help=SET | {"resolved": "print the recipe with all defaults"}, iterable=["set"])

@@ -14,9 +14,16 @@ from tunestation.recipe import loading
 from tunestation.work import Work, open_recipe, pin
 
 
-def recipes(like: str = "") -> None:
-    """List the recipes whose name, summary, model or data contain `like`."""
-    print(listing.recipes(like))
+def recipes(like: str = "", datasets: bool = False) -> None:
+    """List the recipes (with `datasets`: the data sets of the catalogue) that mention `like`."""
+    print(listing.datasets(like) if datasets else listing.recipes(like))
+
+
+def new(name: str, model: str, data: Sequence[str], method: str) -> None:
+    """Write a complete recipe from a model, data sets and a method."""
+    from tunestation.creating import new as write
+
+    print(f"wrote {write(name, model, data, method)}\nNext: 'invoke check {name}', then 'invoke reproduce {name}'.")
 
 
 def check(name: str, assignments: Sequence[str] = (), resolved: bool = False) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunestation import settings
+from tunestation.catalog import datasets as catalogue
 from tunestation.errors import InputError
 from tunestation.pipeline import lock as locks
 from tunestation.pipeline.plan import Step
@@ -21,6 +22,18 @@ def recipes(like: str) -> str:
     if not wanted:
         return f"No recipe mentions '{like}'."
     return table(wanted, ("recipe", "what it does", "model", "data", "last result"))
+
+
+def datasets(like: str) -> str:
+    """A table of the data sets of the catalogue that mention `like`: content, place, format, rows, licence."""
+    rows = [
+        (name, each.summary, each.place, each.format.kind, f"{each.rows:,}" if each.rows else "", each.licence)
+        for name, each in catalogue.datasets().items()
+    ]
+    wanted = [row for row in rows if like.lower() in " ".join(row).lower()]
+    if not wanted:
+        return f"No data set mentions '{like}'."
+    return table(wanted, ("data set", "what it holds", "where", "format", "rows", "licence"))
 
 
 def _row(path: Path) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ LIGHT += (
     "listing",
     "closing",
     "verifying",
+    "creating",
+    "catalog.datasets",
     "talking",
     "stages",
     "stages.questions",
