@@ -74,6 +74,17 @@ merge = _stage("merge", "Join base and adapter into one model folder.")
 evaluate = _stage("evaluate", "Ask the merged and the untuned model the recipe's questions.")
 
 
+@task(
+    help=SET
+    | {"row": "show this row, counted from 1 over all sources", "tokens": "with its token ids"}
+    | {"tokenizer": "a folder with a tokenizer, where the model is not here"},
+    iterable=["set"],
+)
+def inspect(_, recipe, row=0, tokens=False, tokenizer=None, set=None):
+    """Show what the data becomes and what is learned of it; writes a page to browse. Needs no GPU and no weights."""
+    call("inspect", recipe, row or None, tokens, tokenizer, set)
+
+
 @task
 def verify(_, recipe):
     """Hash every result again and compare it with the lock."""

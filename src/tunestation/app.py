@@ -124,6 +124,13 @@ def stage(name: str, last: str, assignments: Sequence[str] = (), force: bool = F
     print(closing.stages(done))
 
 
+def inspect(name: str, row: int | None = None, tokens: bool = False, tokenizer: str | None = None, assignments: Sequence[str] = ()) -> None:
+    """Show what the data of a recipe becomes: numbers and a page, or one row."""
+    from tunestation.inspecting import inspect as look
+
+    look(open_recipe(name, assignments), row, tokens, tokenizer)
+
+
 def verify(name: str) -> None:
     """Hash every result again and compare with its SHA256SUMS and with the lock."""
     from tunestation.verifying import damage

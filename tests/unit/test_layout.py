@@ -25,6 +25,7 @@ LIGHT = (
 LIGHT += (
     "checking",
     "reference",
+    "inspecting",
     "listing",
     "closing",
     "verifying",

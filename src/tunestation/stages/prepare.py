@@ -24,6 +24,7 @@ from tunestation.errors import InputError, TunestationError
 from tunestation.fetching.manifest import data_of, model_of
 from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
+from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.base import Fraction, Part, Positive
 from tunestation.recipe.sources import NewTokenizer
 
@@ -65,12 +66,12 @@ def run(params: dict, job: Job) -> Result:
     stop token is learned.
     """
     settings = Params.model_validate_json(json.dumps(params))
-    manifest = _manifest(job.needs["fetch"])
+    manifest = manifest_of(job.needs["fetch"])
     _clear(job.output)
     tokenizer = make_tokenizer(settings, manifest, job)
     ledger, spool = Ledger(job.output / LEDGER), Spool(job.output / "documents")
     corpus = Corpus(Encoder(tokenizer, settings.train_on), settings.max_tokens, spool, ledger)
-    corpus.read(_outcomes(settings, manifest, job))
+    corpus.read(outcomes(settings, manifest, job.volumes))
     ledger.close()
     _gate(ledger, corpus, settings)
     sizes = _write_data(corpus, settings, job.output)
@@ -83,7 +84,8 @@ def run(params: dict, job: Job) -> Result:
     return Result(facts=facts, observed={"warnings": warnings})
 
 
-def _manifest(folder: Path) -> Manifest:
+def manifest_of(folder: Path) -> Manifest:
+    """What `fetch` left in `folder`."""
     model = model_of(folder)
     return Manifest.model_validate_json(json.dumps({"model_ref": model.ref if model else None, "data": data_of(folder)}))
 
@@ -94,8 +96,9 @@ def _clear(output: Path) -> None:
         shutil.rmtree(output / folder, ignore_errors=True)
 
 
-def _outcomes(settings: Params, manifest: Manifest, job: Job) -> Iterator[Conversation | Dropped]:
-    return collect(settings.parts, manifest.data, job.volumes, settings.seed, settings.objective)
+def outcomes(settings: Params, manifest: Manifest, volumes: Volumes) -> Iterator[Conversation | Dropped]:
+    """What becomes of every row, as `collect` says."""
+    return collect(settings.parts, manifest.data, volumes, settings.seed, settings.objective)
 
 
 def make_tokenizer(settings: Params, manifest: Manifest, job: Job) -> PreTrainedTokenizerBase:
@@ -104,7 +107,7 @@ def make_tokenizer(settings: Params, manifest: Manifest, job: Job) -> PreTrained
     Raises InputError if either cannot be used, and for data that cannot be read.
     """
     if settings.tokenizer:
-        texts = (text for outcome in _outcomes(settings, manifest, job) for text in _texts(outcome))
+        texts = (text for outcome in outcomes(settings, manifest, job.volumes) for text in _texts(outcome))
         tokenizer, folder = train_tokenizer(texts, settings.tokenizer.vocab_size), None
     else:
         folder = job.volumes.path(manifest.model_ref)
