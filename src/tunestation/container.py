@@ -138,8 +138,8 @@ def shell() -> None:
 
 
 def down() -> None:
-    """Stop and remove the containers; what lies on the volumes stays."""
-    sys.exit(_compose(["down"]))
+    """Stop and remove the containers and their own /tmp; what lies in the host's folders stays."""
+    sys.exit(_compose(["down", "--volumes"]))
 
 
 def made_or_refuse() -> None:

@@ -23,7 +23,7 @@ def main() -> int:
 
 
 def _commands() -> Iterator[list[str]]:
-    scripts = [".ci/run", *_below("docker", "*.sh")]
+    scripts = [".ci/run", *_below(".ci", "*.sh"), *_below("docker", "*.sh")]
     yield [str(TOOLS / "ruff"), "check", "src", "tests", "bench", "tasks.py", "docker"]
     yield [str(TOOLS / "shellcheck"), *scripts]
     # recipes are YAML 1.2, which yamllint does not read; `invoke check` does
