@@ -11,8 +11,9 @@ from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
 from tunestation.data.templates import TEMPLATES
 from tunestation.errors import InputError, Problem
-from tunestation.fetching.manifest import data_of
+from tunestation.fetching.manifest import data_of, model_of
 from tunestation.models.folder import check_model_folder
+from tunestation.models.limits import length_problem, limit_of
 from tunestation.recipe.document import Key
 from tunestation.recipe.problems import dotted, suggestion
 from tunestation.recipe.schema import TEMPLATE_FILE
@@ -49,6 +50,7 @@ def not_fetched(work: Work) -> list[str]:
 
 def _settings(work: Work) -> Iterator[Problem]:
     yield from _model(work)
+    yield from _length(work)
     yield from _template(work)
     yield from _generators(work)
     yield from _batch(work)
@@ -65,6 +67,19 @@ def _model(work: Work) -> Iterator[Problem]:
     if ref:
         for problem in check_model_folder(work.shelf.volumes.path(ref), ref):
             yield _problem(work, ("model", "source"), f"is unusable: {problem.where} {problem.what}", problem.remedy)
+
+
+def _length(work: Work) -> Iterator[Problem]:
+    """Whether `train.max_tokens` is longer than the model computes rightly, as far as its configuration is on this machine."""
+    ref = work.inputs.model_ref if isinstance(work.recipe.model.source, FolderModel) else _fetched(work)
+    if ref and (problem := length_problem(limit_of(work.shelf.volumes.path(ref)), work.recipe.train.max_tokens)):
+        yield _problem(work, ("train", "max_tokens"), problem.what, problem.remedy)
+
+
+def _fetched(work: Work) -> str | None:
+    fetch = work.folder("fetch")
+    model = model_of(fetch) if fetch else None
+    return model.ref if model else None
 
 
 def _template(work: Work) -> Iterator[Problem]:

@@ -167,12 +167,13 @@ def test_offline_a_fetched_model_and_its_data_are_enough(station):
     assert station.hub.log == []
 
 
-def test_pickled_weights_are_refused_before_anything_is_downloaded(station):
+def test_pickled_weights_of_an_unknown_architecture_are_refused_before_they_are_downloaded(station):
     repository = station.hub.models["owner/tiny"] = model_repository()
     del repository.files["model.safetensors"]
+    repository.files["config.json"] = b'{"model_type": "novel"}'
     text = error(station.run(), 2)
-    assert "as pickles only (pytorch_model.bin)" in text and "safetensors revision" in text
-    assert not station.hub.asked("resolve")
+    assert "as pickles only (pytorch_model.bin)" in text and "a revision with safetensors" in text
+    assert not station.hub.asked("/pytorch_model.bin")
 
 
 def test_a_model_that_needs_code_is_refused_before_its_weights_are_downloaded(station):

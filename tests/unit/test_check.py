@@ -144,15 +144,29 @@ def test_a_check_without_questions_is_told_with_its_line(bench):
 def test_a_model_folder_that_cannot_be_trained_is_told_with_the_line_of_the_model(bench):
     folder = bench.folder / "home" / "models" / "mine"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "modeling_x.Model"}}')
+    (folder / "config.json").write_text('{"model_type": "minicpm", "auto_map": {"AutoModel": "modeling_x.Model"}}')
     (folder / "modeling_x.py").write_text("raise SystemExit('never run')")
     found = problems(bench.open(("{kind: starter}", "{kind: folder, path: mine}")))
     assert [told.split(". ")[0].removeprefix("small.yaml:5: model.source is unusable: ") for told in found] == [
-        "models:mine holds Python code (modeling_x.py), which Tunestation never runs",
-        "models:mine/config.json asks for Python code (auto_map: modeling_x.py), which Tunestation never runs",
+        "models:mine holds Python code (modeling_x.py), which Tunestation never runs; "
+        "MiniCPM before version 3 is not carried by transformers",
+        "models:mine/config.json asks for Python code (auto_map: modeling_x.py), which Tunestation never runs; "
+        "MiniCPM before version 3 is not carried by transformers",
         "models:mine has no weights (model.safetensors or model-*-of-*.safetensors)",
         "models:mine has no tokenizer (tokenizer.json, tokenizer.model, vocab.json)",
     ]
+
+
+QWEN = {"model_type": "qwen", "kv_channels": 8, "num_attention_heads": 1, "hidden_size": 8, "seq_length": 128, "use_logn_attn": True}
+
+
+def test_texts_longer_than_a_converted_model_computes_rightly_are_told(bench):
+    folder = bench.folder / "home" / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(QWEN))
+    told = [text for text in problems(bench.open(("{kind: starter}", "{kind: folder, path: mine}"))) if "max_tokens" in text]
+    assert len(told) == 1 and "train.max_tokens is 2048, but the converted model equals the original up to 128 tokens only" in told[0]
+    assert "log-n attention" in told[0] and told[0].endswith("Set it to 128 or less.")
 
 
 def test_a_missing_model_folder_is_told(bench):

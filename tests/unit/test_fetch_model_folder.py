@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunestation.models.folder import check_model_folder, model_files
+from tunestation.models.folder import check_model_folder, model_files, needs_conversion
 
 
 def safetensors(*sizes: int) -> bytes:
@@ -66,10 +66,42 @@ def test_a_folder_without_weights_is_refused(folder):
     assert only(folder).startswith("m: has no weights (model.safetensors or model-*-of-*.safetensors).")
 
 
-def test_pickled_weights_are_refused_with_a_way_out(folder):
+def test_pickled_weights_of_an_unknown_architecture_are_refused_with_a_way_out(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"model_type": "novel"}')
     text = only(folder)
-    assert "as pickles only (pytorch_model.bin)" in text and "safetensors revision" in text
+    assert "as pickles only (pytorch_model.bin)" in text and "a revision with safetensors" in text
+    assert "its model_type 'novel' is neither one that is tested here nor one that is converted" in text
+
+
+def test_pickled_weights_of_a_known_architecture_are_rewritten(folder):
+    assert not needs_conversion(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert found(folder) == [] and needs_conversion(folder)
+    (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00002.bin")
+    assert only(folder).startswith("m/pytorch_model.bin.index.json: is missing, but there are shards")
+
+
+@pytest.mark.parametrize("config", ["config.json", "tokenizer_config.json"])
+def test_a_known_architecture_loses_the_code_that_it_asks_for(folder, config):
+    (folder / config).write_text(json.dumps({"model_type": "llama", "auto_map": {"AutoModel": "modeling_x.Model"}}))
+    (folder / "modeling_x.py").write_text("raise SystemExit('executed')")
+    assert found(folder) == [] and needs_conversion(folder)
+
+
+def test_a_family_that_is_converted_needs_its_own_vocabulary(folder):
+    (folder / "config.json").write_text('{"model_type": "internlm2"}')
+    assert only(folder).startswith("m: has no tokenizer (tokenizer.model).")
+    (folder / "tokenizer.model").write_bytes(b"")
+    assert found(folder) == [] and needs_conversion(folder)
+
+
+def test_a_variant_that_cannot_be_converted_says_why(folder):
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "qwen", "visual": {}, "kv_channels": 1, "num_attention_heads": 1, "hidden_size": 1})
+    )
+    (folder / "qwen.tiktoken").write_bytes(b"")
+    assert only(folder) == "m/config.json: is a qwen model that cannot be converted: it sees pictures. Use the family's plain model."
 
 
 def test_shards_that_the_index_names_and_nobody_has_are_listed(folder):
@@ -122,12 +154,15 @@ def test_other_tokenizer_files_count_too(folder, name):
 def test_python_code_is_refused_and_named(folder):
     (folder / "sub").mkdir()
     (folder / "sub" / "modeling_x.py").write_text("raise SystemExit('executed')")
-    assert "m: holds Python code (sub/modeling_x.py), which Tunestation never runs." in only(folder)
+    (folder / "config.json").write_text('{"model_type": "deepseek"}')
+    text = only(folder)
+    assert "m: holds Python code (sub/modeling_x.py), which Tunestation never runs; DeepSeek-MoE of the first generation" in text
 
 
 @pytest.mark.parametrize("config", ["config.json", "tokenizer_config.json"])
 def test_a_configuration_that_asks_for_code_is_refused(folder, config):
     auto_map = {"AutoModel": "modeling_x.Model", "AutoTokenizer": ["tokenization_x.Slow", None]}
+    (folder / "config.json").write_text('{"model_type": "x"}')
     (folder / config).write_text(json.dumps({"model_type": "x", "auto_map": auto_map}))
     text = only(folder)
     assert text.startswith(f"m/{config}: asks for Python code (auto_map: modeling_x.py, tokenization_x.py)")

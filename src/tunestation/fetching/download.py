@@ -18,7 +18,7 @@ from tunestation.fetching.hubs import Asked, Hub, Kind, RemoteFile
 from tunestation.fetching.place import Place, alone, check_space, writing
 from tunestation.fetching.progress import Progress, amount
 from tunestation.fetching.transport import receive, unreachable
-from tunestation.models.folder import code_problems, is_weight, model_files
+from tunestation.models.folder import early_problems, is_weight, model_files, pickle_problems
 from tunestation.pipeline.digest import file_digest
 
 STREAMS = 4
@@ -116,11 +116,17 @@ def _fill(asked: Asked, files: list[RemoteFile], place: Place) -> None:
     print(f"fetching {asked.repo} at {asked.revision[:12]}: {len(files)} files, {amount(total)}", flush=True)
     progress = Progress(asked.repo, total, there)
     _download(asked, [file for file in files if not is_weight(file.path)], place.partial, progress)
-    if problems := code_problems(place.partial, asked.repo) if asked.kind == "model" else []:
-        raise InputError(problems=problems)
-    _download(asked, [file for file in files if is_weight(file.path)], place.partial, progress)
+    weights = [file for file in files if is_weight(file.path)]
+    if asked.kind == "model":
+        _refuse_early(place.partial, asked.repo, [file.path for file in weights])
+    _download(asked, weights, place.partial, progress)
     progress.finish()
     _publish(files, place)
+
+
+def _refuse_early(folder: Path, repo: str, weights: list[str]) -> None:
+    if problems := [*early_problems(folder, repo), *pickle_problems(folder, repo, weights)]:
+        raise InputError(problems=problems)
 
 
 def _publish(files: list[RemoteFile], place: Place) -> None:

@@ -22,6 +22,8 @@ class FetchedModel:
     """The commit of that repository."""
     files: dict[str, str]
     """Name -> SHA-256 of every file that counts."""
+    source: dict | None = None
+    """What a converted model was made from: {ref, family, version, files: name -> SHA-256}."""
 
     @property
     def name(self) -> str:
@@ -31,7 +33,10 @@ class FetchedModel:
 
 def write_manifest(fetch: Path, model: FetchedModel | None, data: list[list[dict]]) -> None:
     """Write what was fetched: `data` holds, for each data source of the recipe, its files as {ref, sha256}."""
-    write_json(fetch / NAME, {"model": asdict(model) if model else None, "data": data})
+    described = asdict(model) if model else None
+    if described and model.source is None:
+        del described["source"]
+    write_json(fetch / NAME, {"model": described, "data": data})
 
 
 def model_of(fetch: Path) -> FetchedModel | None:

@@ -8,17 +8,18 @@ from fnmatch import fnmatch
 
 from tunestation.errors import InputError, Problem
 from tunestation.fetching.hubs import Asked, RemoteFile
-from tunestation.models.folder import is_model_file, is_weight
+from tunestation.models.folder import files_that_count, is_weight
 
 
 def model_files(asked: Asked, files: Sequence[RemoteFile]) -> list[RemoteFile]:
-    """Configuration, safetensors weights and tokenizer: never Python code, pickles or other formats, never a subfolder.
+    """Configuration, weights and tokenizer: never Python code or other formats, never a subfolder; pickles only where nothing else is.
 
-    Raises InputError when there are no safetensors weights.
+    Raises InputError when there are no weights.
     """
-    kept = [file for file in files if "/" not in file.path and is_model_file(file.path)]
+    names = set(files_that_count(file.path for file in files if "/" not in file.path))
+    kept = [file for file in files if file.path in names]
     if not any(is_weight(file.path) for file in kept):
-        raise _without_weights(asked, files)
+        raise InputError(f"The {asked} has no weights (model.safetensors).", "", "Give a repository that transformers can load.")
     left = [file.path for file in files if file not in kept and not file.path.startswith(".git")]
     if left:
         print(f"not fetched from {asked.repo}, as nothing here reads them: {len(left)} files ({_some(left)})", flush=True)
@@ -33,14 +34,6 @@ def data_files(asked: Asked, files: Sequence[RemoteFile], patterns: Sequence[str
     if problems:
         raise InputError(problems=problems)
     return list(dict.fromkeys(file for found in matches.values() for file in found))
-
-
-def _without_weights(asked: Asked, files: Sequence[RemoteFile]) -> InputError:
-    pickles = [file.path for file in files if file.path.endswith((".bin", ".pt", ".pth"))]
-    if pickles:
-        what = f"The {asked} has its weights as pickles only ({_some(pickles)}), which can run code when read."
-        return InputError(what, "", "Give a safetensors revision: many repositories have one in a branch or pull request (refs/pr/1).")
-    return InputError(f"The {asked} has no weights (model.safetensors).", "", "Give a repository that transformers can load.")
 
 
 def _nothing_matches(asked: Asked, pattern: str, files: Sequence[RemoteFile]) -> Problem:

@@ -13,7 +13,7 @@ from pydantic import Field
 from tunestation.errors import InputError, TunestationError
 from tunestation.fetching.manifest import FetchedModel, write_manifest
 from tunestation.fetching.progress import amount
-from tunestation.models.folder import check_model_folder, model_files
+from tunestation.models.folder import check_model_folder, model_files, needs_conversion
 from tunestation.pipeline.digest import Digests
 from tunestation.pipeline.job import Job, Result
 from tunestation.recipe.base import Part, RelativePath
@@ -115,7 +115,14 @@ def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, of
     print(f"checking {_shown(model, ref)}: {len(paths)} files, {amount(sum(path.stat().st_size for path in paths))}", flush=True)
     files = {path.name: digests.of(path) for path in paths}
     repo, commit = (model.repo, model.commit) if isinstance(model, HubModel) else (None, None)
-    return FetchedModel(ref, repo, commit, files)
+    fetched = FetchedModel(ref, repo, commit, files)
+    return _converted(fetched, job, digests) if needs_conversion(folder) else fetched
+
+
+def _converted(fetched: FetchedModel, job: Job, digests: Digests) -> FetchedModel:
+    from tunestation.fetching.conversion import converted
+
+    return converted(fetched, job.volumes, digests)
 
 
 def _model_ref(model: HubModel | FolderModel | StarterModel, job: Job, offline: bool) -> str:

@@ -22,6 +22,7 @@ from tunestation.data.spool import Spool
 from tunestation.data.tokenizers import load_tokenizer, pad, set_template, train_tokenizer
 from tunestation.errors import InputError, TunestationError
 from tunestation.fetching.manifest import data_of, model_of
+from tunestation.models.limits import check_length
 from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.volumes import Volumes
@@ -111,6 +112,7 @@ def make_tokenizer(settings: Params, manifest: Manifest, job: Job) -> PreTrained
         tokenizer, folder = train_tokenizer(texts, settings.tokenizer.vocab_size), None
     else:
         folder = job.volumes.path(manifest.model_ref)
+        check_length(folder, settings.max_tokens)
         tokenizer = load_tokenizer(folder, manifest.model_ref)
     if settings.objective == "pretrain" and settings.template == "auto" and tokenizer.chat_template is None:
         pad(tokenizer)  # documents need no template

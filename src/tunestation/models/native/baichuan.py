@@ -41,7 +41,11 @@ def _vocabulary(config: dict) -> Vocabulary:
 
 def _family(name: str, target: str, rotates: bool, second_generation: bool, config: object) -> Family:
     def is_theirs(found: dict) -> bool:
-        return found.get("model_type") == "baichuan" and (_rotates(found), second(found)) == (rotates, second_generation)
+        return (
+            found.get("model_type") == "baichuan"
+            and "vocab_size" in found
+            and (_rotates(found), second(found)) == (rotates, second_generation)
+        )
 
     return Family(
         name=name,

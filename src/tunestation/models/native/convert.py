@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunestation.errors import InputError, Problem
+from tunestation.models.limits import RECORD
+from tunestation.models.native.clean import clean
 from tunestation.models.native.family import Family
 from tunestation.models.native.registry import family_named, family_of
 from tunestation.models.native.tensors import planned, planned_back
@@ -17,15 +20,15 @@ from tunestation.pipeline.files import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-RECORD = "conversion.json"
-"""Written last: says what the folder was made of, and holds the original configuration."""
+CLEAN_VERSION = 1
+"""Raised whenever a model of no family would become other bytes."""
 SHARD = 2 * 10**9
 """Bytes of a shard: what an interrupted conversion does again at most."""
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_length")
 
 
-def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> dict[str, str]:
-    """Write the model of `source`, called `name`, into `into`; returns the digests of the new weight files.
+def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> None:
+    """Write the model of `source`, called `name`, into `into`, as transformers loads it without code.
 
     `digests` (file -> SHA-256 of the source) go into the record. A folder that an interrupted run left is completed.
     Raises InputError for tensors that do not fit the family, for a variant that cannot be converted, and for pickles
@@ -33,23 +36,34 @@ def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> dic
     """
     config = read_json(source / "config.json")
     family = family_of(config)
-    refuse_variant(family, config, name)
+    if family:
+        refuse_variant(family, config, name)
+        _convert_family(family, config, source, into, name)
+    else:
+        clean(source, into, SHARD)
+    limit = family.limit(config) if family else None
+    record = {"family": family.name if family else None, "version": version_of(family), "config": config, "source": digests}
+    write_json(into / RECORD, record | {"limit": asdict(limit) if limit else None})
+
+
+def version_of(family: Family | None) -> int:
+    """The version of the conversion that `family`, or a model of none, goes through."""
+    return family.version if family else CLEAN_VERSION
+
+
+def _convert_family(family: Family, config: dict, source: Path, into: Path, name: str) -> None:
     files = _json_files(source, config)
     shards = Shards(source)
     plan, unknown = planned(family, config, shards)
-    biased = any(tensor.name.endswith("self_attn.q_proj.bias") for tensor in plan)
     into.mkdir(parents=True, exist_ok=True)
+    biased = any(tensor.name.endswith("self_attn.q_proj.bias") for tensor in plan)
     tokenizer = write_tokenizer(family, source, config, chat_template(family, files), into)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     write_json(into / "config.json", _config(family, config, biased, plan) | ids)
     write_json(into / "generation_config.json", _sampling(files["generation"]) | ids | _stops(family, files, tokenizer))
     _refuse_misfits(into, plan, unknown, f"{name} ({family.name})")
     _copy_others(source, into, family.vocabulary(config).file)
-    written = write_shards(plan, into, SHARD, shards.release)
-    limit = family.limit(config)
-    record = {"family": family.name, "version": family.version, "config": config, "source": digests}
-    write_json(into / RECORD, record | {"limit": {"tokens": limit.tokens, "why": limit.why} if limit else None})
-    return written
+    write_shards(plan, into, SHARD, shards.release)
 
 
 def export_back(source: Path, record: dict, into: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Which family a configuration belongs to. No torch here: recipes are checked with it."""
+"""Which family a configuration belongs to, and what is carried without conversion. No torch here: recipes are checked with it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from tunestation.models.native import baichuan, chatglm, internlm, internlm2, qw
 from tunestation.models.native.family import Family
 
 FAMILIES = (internlm.FAMILY, internlm2.FAMILY, *baichuan.FAMILIES, chatglm.FAMILY, qwen.FAMILY)
+EXPERTS = ("deepseek_v2", "mixtral", "qwen2_moe", "qwen3_moe")
+"""model_types that transformers 5 gives one 3-d parameter for all experts of a layer."""
+DENSE = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_bigcode", "internlm3", "llama")
+DENSE += ("minicpm3", "mistral", "phi3", "qwen2", "qwen3", "starcoder2")
+NATIVE = frozenset((*EXPERTS, *DENSE))
+"""model_types of transformers that are tested here: their weights need no code, whatever their folder asks for."""
+REASONS = {
+    "chatglm": "ChatGLM-6B of the first generation is carried by no native architecture",
+    "deepseek": "DeepSeek-MoE of the first generation is not carried by transformers",
+    "minicpm": "MiniCPM before version 3 is not carried by transformers",
+}
+"""model_type -> why it is neither native nor converted."""
 
 
 def family_of(config: dict) -> Family | None:
@@ -16,3 +28,9 @@ def family_of(config: dict) -> Family | None:
 def family_named(name: str) -> Family:
     """The family that a conversion record names."""
     return next(family for family in FAMILIES if family.name == name)
+
+
+def why_not(config: dict) -> str:
+    """Why a model of this configuration cannot be had without its own code."""
+    kind = config.get("model_type")
+    return REASONS.get(kind, f"its model_type '{kind}' is neither one that is tested here nor one that is converted")

@@ -21,7 +21,11 @@ def write_tokenizer(family: Family, source: Path, config: dict, template: str | 
 
     Raises InputError if the vocabulary file is missing or damaged.
     """
-    vocabulary = family.vocabulary(config)
+    return save(family.vocabulary(config), source, template, into)
+
+
+def save(vocabulary: Vocabulary, source: Path, template: str | None, into: Path) -> PreTrainedTokenizerFast:
+    """As `write_tokenizer`, for what `vocabulary` says of the file in `source`."""
     made = _wrapped(build(vocabulary, source), vocabulary)
     made.chat_template = template
     made.save_pretrained(into)

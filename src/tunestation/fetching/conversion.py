@@ -1,0 +1,49 @@
+"""A model that was fetched in a form nobody loads without code: rewritten once, beside the others on the model volume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tunestation.fetching.manifest import FetchedModel
+from tunestation.fetching.place import Place, alone, check_space, writing
+from tunestation.fetching.progress import amount
+from tunestation.models.folder import model_files
+from tunestation.models.native.registry import family_of
+from tunestation.pipeline.digest import Digests, text_digest
+from tunestation.pipeline.files import read_json
+from tunestation.pipeline.volumes import Volumes
+
+
+def converted(model: FetchedModel, volumes: Volumes, digests: Digests) -> FetchedModel:
+    """The model that `model` becomes: made now, or found from an earlier time. Its folder is named after its source's digests.
+
+    Raises InputError if it cannot be converted, TunestationError for disk and space.
+    """
+    from tunestation.models.native.convert import version_of
+
+    folder = volumes.path(model.ref)
+    config = read_json(folder / "config.json")
+    family = family_of(config)
+    family_name = family.name if family else config["model_type"]
+    source = {"ref": model.ref, "family": family_name, "version": version_of(family), "files": model.files}
+    key = text_digest(json.dumps({name: source[name] for name in ("family", "version", "files")}, sort_keys=True))
+    ref = f"models:converted/{model.name.partition(':')[2].replace('/', '--') or model.name.replace('/', '--')}-{key[:16]}"
+    place = Place(volumes.path(ref), "TUNE_MODELS")
+    with writing(place), alone(place):
+        if not place.final.is_dir():
+            _make(folder, place, model, family_name)
+    files = {path.name: digests.of(path) for path in model_files(place.final)}
+    return FetchedModel(ref, model.repo, model.commit, files, source)
+
+
+def _make(folder: Path, place: Place, model: FetchedModel, family: str) -> None:
+    """In `.partial` until it is whole; what an interrupted run left there is of the same source, as the name says."""
+    from tunestation.models.native.convert import convert
+
+    size = sum(path.stat().st_size for path in model_files(folder))
+    there = sum(path.stat().st_size for path in place.partial.glob("*")) if place.partial.is_dir() else 0
+    check_space(model.name, size - there, place)
+    print(f"converting {model.name} ({family}), {amount(size)}, into safetensors that load without code: {place.final}", flush=True)
+    convert(folder, place.partial, model.files, model.name)
+    place.partial.rename(place.final)
