@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
 from tunestation.chat.generate import context_size, decode, prompt_ids, stop_ids, stream_tokens
 from tunestation.errors import InputError, TunestationError
 from tunestation.recipe.schema import Generation

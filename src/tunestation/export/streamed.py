@@ -14,6 +14,7 @@ from accelerate.utils import set_module_tensor_to_device
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
 from tunestation.export.adapter import EMBEDDING, HEAD, Adapter, split_name
 from tunestation.export.merging import Rounding, as_stored
 from tunestation.models.shards import Shards

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
 from tunestation.settings import local_rank
 
 
