@@ -19,7 +19,8 @@ from tunestation.settings import PROJECT
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/xtuner.json").read_text(encoding="utf-8"))
 """Template -> ids and the places of the learned ones, worked out by XTuner's rules without this project's code."""
-XTUNER = [name for name in TEMPLATES if name != "chatml"]
+BY_NAME = [name for name, template in TEMPLATES.items() if template.turns]
+XTUNER = [name for name in BY_NAME if name != "llama2"]
 ENDS = ["<end_of_turn>", "<eoa>", "<|END_OF_TURN_TOKEN|>", "<|end|>", "<|eot_id|>", "<｜end▁of▁sentence｜>"]
 
 
@@ -54,7 +55,7 @@ def test_the_ids_and_labels_are_those_of_xtuners_rules(name):
     assert [n for n, label in enumerate(encoded.labels) if label != IGNORE] == GOLDEN[name]["learned"]
 
 
-@pytest.mark.parametrize("name", XTUNER)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_the_jinja_form_renders_the_text_of_the_pieces(name):
     tokenizer, messages = station(name), dialogue(name)
     assert text(tokenizer, messages) == tokenizer.decode(encode(tokenizer, messages).input_ids)
@@ -62,7 +63,7 @@ def test_the_jinja_form_renders_the_text_of_the_pieces(name):
     assert text(tokenizer, messages[:-1], prompt=True) == prompt
 
 
-@pytest.mark.parametrize("name", XTUNER)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_each_answer_is_learned_with_its_stop_token_and_begins_are_counted_once(name):
     tokenizer, turns = station(name), TEMPLATES[name].turns
     encoded = encode(tokenizer, dialogue(name))
@@ -73,7 +74,7 @@ def test_each_answer_is_learned_with_its_stop_token_and_begins_are_counted_once(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(XTUNER), st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.none() | TEXT)
+@given(st.sampled_from(BY_NAME), st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), st.none() | TEXT)
 def test_whatever_is_typed_the_learned_ids_are_the_answers_and_their_stop_tokens(name, pairs, system):
     tokenizer, turns = station(name), TEMPLATES[name].turns
     first = [Message("system", system)] if system and turns.system else []
@@ -83,6 +84,12 @@ def test_whatever_is_typed_the_learned_ids_are_the_answers_and_their_stop_tokens
     assert [tokenizer.decode(span) for span in spans(encoded)] == [answer + end for _, answer in pairs]
     assert all(span.count(tokenizer.eos_token_id) == 1 and span[-1] == tokenizer.eos_token_id for span in spans(encoded))
     assert encode_prompt(tokenizer, messages[:-1]) == encoded.input_ids[: len(encode_prompt(tokenizer, messages[:-1]))]
+
+
+def test_llama2_writes_the_system_text_inside_the_first_question_which_xtuners_llama2_chat_does_not():
+    begin = "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWho are you? [/INST]I am an assistant.</s><s>[INST] 2 + 3? [/INST]"
+    assert text(station("llama2"), dialogue("llama2")).startswith(begin)
+    assert "<</SYS>>\n [/INST] [INST] Who are you? [/INST]" in text(station("llama2_chat"), dialogue("llama2_chat"))
 
 
 def test_rounds_are_counted_from_one():

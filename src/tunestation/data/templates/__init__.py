@@ -29,12 +29,13 @@ class Template:
 
 def _all() -> Iterator[Template]:
     yield Template("chatml", "<|im_end|>", (HERE / "chatml.jinja").read_text(encoding="utf-8"))
-    for name, strings in YAML(typ="safe").load(HERE / "xtuner.yaml").items():
-        turns = Turns(**strings)
+    strings = YAML(typ="safe")
+    for name, fields in (strings.load(HERE / "own.yaml") | strings.load(HERE / "xtuner.yaml")).items():
+        turns = Turns(**fields)
         yield Template(name, turns.suffix if turns.suffix_as_eos else None, turns.jinja(name), turns)
 
 
 TEMPLATES = {template.name: template for template in _all()}
-"""Name -> template: chatml, and XTuner's under their names there."""
+"""Name -> template: our own (chatml, llama2), and XTuner's under their names there."""
 BY_JINJA = {template.jinja: template for template in TEMPLATES.values()}
 """A tokenizer carries its template as Jinja text; this finds the built-in one back."""

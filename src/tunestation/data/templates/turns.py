@@ -14,6 +14,7 @@ FOLLOWS = {
     "assistant": ("system", "developer", "user"),
 }
 """Role -> roles that may come next; "" is the beginning."""
+INSTRUCTIONS = ("system", "developer")
 JINJA = """{{#- {name}: strings of XTuner's template of this name -#}}
 {{%- set ns = namespace(begin=true, round=0) -%}}
 {{%- for message in messages -%}}
@@ -48,6 +49,8 @@ class Turns:
     """Around a question, up to where its answer begins; `{input}` is the question, `{round}` counts them from 1."""
     system: str = ""
     """Around a system text, written before the question of any turn that has one; empty: there is no place for one."""
+    after_system: str = ""
+    """Around a question that follows a system text, where that is not `instruction`."""
     suffix: str = ""
     """Directly after an answer, and learned with it."""
     suffix_as_eos: bool = False
@@ -65,17 +68,21 @@ class Turns:
         prompt, before, begin, rounds = "", "", True, 0
         for index, (role, content) in enumerate(contents):
             self._check(role, before)
-            before = role
+            string, before = self._around(role, before), role
             if role == "assistant":
                 found += self._turn(prompt, content, bos if begin else "", eos, index)
                 prompt, begin = "", not self.suffix_as_eos
             else:
                 rounds += role == "user"
-                string = self.instruction if role == "user" else self.system
                 prompt += string.replace("{round}", str(rounds)).replace("{input}" if role == "user" else "{system}", content)
         if prompt and begin and bos:
             found.append((bos, None))
         return found, prompt
+
+    def _around(self, role: str, before: str) -> str:
+        if role != "user":
+            return self.system
+        return self.after_system if self.after_system and before in INSTRUCTIONS else self.instruction
 
     def _turn(self, prompt: str, answer: str, bos: str, eos: str, index: int) -> list[tuple[str, int | None]]:
         end = "" if self.suffix_as_eos else eos
@@ -83,7 +90,7 @@ class Turns:
         return [piece for piece in pieces if piece[0]]
 
     def _check(self, role: str, before: str) -> None:
-        if role in ("system", "developer") and not self.system:
+        if role in INSTRUCTIONS and not self.system:
             raise Misplaced("has no place for a system text")
         if role not in FOLLOWS[before]:
             after = f"after a message of the role '{before}'" if before else "at the beginning"
@@ -96,10 +103,18 @@ class Turns:
         return JINJA.format(
             name=name,
             system=_expression(self.system, "{system}") if self.system else no_system,
-            instruction=_expression(self.instruction, "{input}"),
+            instruction=self._question(),
             answer=" ~ ".join(answer),
             again="false" if self.suffix_as_eos else "true",
         )
+
+
+    def _question(self) -> str:
+        usual = _expression(self.instruction, "{input}")
+        if not self.after_system:
+            return usual
+        follows = "loop.previtem is defined and loop.previtem['role'] in ['system', 'developer']"
+        return f"({_expression(self.after_system, '{input}')}) if {follows} else ({usual})"
 
 
 def _expression(string: str, content: str) -> str:
