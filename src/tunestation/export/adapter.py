@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from tunestation.errors import Problem, TunestationError
-from tunestation.models.shards import Shards
+from tunestation.models.shards import Piece, Shards
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -150,30 +151,65 @@ def _shape(adapter: Adapter, change: Change) -> tuple[tuple[int, ...], str]:
     return ((down[1], up[0]) if embedding else (up[0], down[1])), ""
 
 
-def merged(weight: torch.Tensor, change: Change, tensors: Shards, dtype: torch.dtype) -> torch.Tensor:
-    """`weight` (out, in) with the change, computed in float32 and rounded once to `dtype`, a few rows at a time."""
+def merged(weight: torch.Tensor, change: Change, tensors: Shards, dtype: torch.dtype) -> Iterator[Piece]:
+    """`weight` (out, in) with the change, a few rows at a time, computed in float32 and rounded once to `dtype`.
+
+    A piece raises ValueError when a value is not finite in `dtype`.
+    """
     if "whole" in change.parts:
-        return tensors.read(change.parts["whole"]).to(dtype)
+        return pieces(tensors.read(change.parts["whole"]), dtype)
     if "rows" in change.parts:
-        out = weight.to(dtype, copy=True)
-        out[change.rows] = tensors.read(change.parts["rows"]).to(dtype)
-        return out
+        whole = weight.to(dtype, copy=True)
+        whole[change.rows] = tensors.read(change.parts["rows"]).to(dtype)
+        return pieces(whole, dtype)
+    return _low_rank(weight, change, tensors, dtype)
+
+
+def pieces(weight: torch.Tensor, dtype: torch.dtype) -> Iterator[Piece]:
+    """`weight` in `dtype`, a few rows at a time. A piece raises ValueError when a value is not finite in a new `dtype`."""
+    yield from (partial(_cast, part, dtype) for part in (weight.split(_rows(weight)) if weight.ndim else [weight]))
+
+
+def _cast(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return block if block.dtype == dtype else _rounded(block, dtype)
+
+
+def _rounded(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    low, high = torch.aminmax(block)
+    largest = torch.finfo(dtype).max
+    if not (-largest <= low and high <= largest):  # a comparison with nan is false
+        raise ValueError
+    return block.to(dtype)
+
+
+def _rows(weight: torch.Tensor) -> int:
+    """How many rows are worked on at once: 8 MB in float32 stay in the processor's cache, and malloc keeps them."""
+    return max(1, 2**21 * len(weight) // max(1, weight.numel()))
+
+
+def _low_rank(weight: torch.Tensor, change: Change, tensors: Shards, dtype: torch.dtype) -> Iterator[Piece]:
+    """W + scale x B A (arXiv 2106.09685), for DoRA times magnitude / norm (arXiv 2402.09353)."""
     up, down = _factors(change, tensors)
-    out = torch.empty(weight.shape, dtype=dtype)
-    blocks = range(0, len(weight), max(1, 2**23 // weight.shape[1]))
-    rows = [slice(start, start + blocks.step) for start in blocks]
-    magnitude = tensors.read(change.parts["magnitude"]).float() if "magnitude" in change.parts else None
-    columns = None
-    if magnitude is not None and "embedding_A" in change.parts:  # peft takes the norms of an embedding by column, of a layer by row
-        columns = magnitude / sum(_updated(weight[some], up[some], down, change.scale).square().sum(0) for some in rows).sqrt()
-    for some in rows:
-        block = _updated(weight[some], up[some], down, change.scale)
-        if columns is not None:
-            block *= columns
-        elif magnitude is not None:
-            block *= (magnitude[some] / block.norm(dim=1))[:, None]
-        out[some] = block
-    return out
+    some = _rows(weight)
+    parts = list(zip(weight.split(some), up.split(some), strict=True))
+
+    def updated(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return rows.to(torch.float32, copy=True).addmm_(factor, down, alpha=change.scale)
+
+    if "magnitude" not in change.parts:
+        yield from (lambda part=part: _rounded(updated(*part), dtype) for part in parts)
+        return
+    magnitude = tensors.read(change.parts["magnitude"]).float()
+    if "embedding_A" in change.parts:  # peft takes the norms of an embedding by column, of a layer by row
+        columns = magnitude / sum(updated(*part).square().sum(0) for part in parts).sqrt()
+        yield from (lambda part=part: _rounded(updated(*part) * columns, dtype) for part in parts)
+        return
+    for part, lengths in zip(parts, magnitude.split(some), strict=True):
+        yield lambda part=part, lengths=lengths: _rounded(_of_length(updated(*part), lengths), dtype)
+
+
+def _of_length(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return rows.mul_((lengths / rows.norm(dim=1))[:, None])
 
 
 def _factors(change: Change, tensors: Shards) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,8 +217,3 @@ def _factors(change: Change, tensors: Shards) -> tuple[torch.Tensor, torch.Tenso
     if "A" in change.parts:
         return tensors.read(change.parts["B"]).float(), tensors.read(change.parts["A"]).float()
     return tensors.read(change.parts["embedding_A"]).float().T, tensors.read(change.parts["embedding_B"]).float().T
-
-
-def _updated(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor, scale: float) -> torch.Tensor:
-    """W + scale x B A in float32 (arXiv 2106.09685)."""
-    return torch.addmm(weight.float(), up, down, alpha=scale)

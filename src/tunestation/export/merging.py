@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from tunestation.errors import TunestationError
-from tunestation.export.adapter import EMBEDDING, HEAD, Adapter, Change, check, merged
+from tunestation.export.adapter import EMBEDDING, HEAD, Adapter, Change, check, merged, pieces
 from tunestation.fetching.progress import amount
-from tunestation.models.shards import Planned, Shards, write_shards
+from tunestation.models.shards import Piece, Planned, Shards, write_shards
 
 Rounding = Callable[[str, torch.Tensor], torch.Tensor]
 """(name, weight) -> the weight as training held it."""
@@ -75,33 +75,40 @@ def _changed_together(adapter: Adapter) -> bool:
 def _planned(base, name: str, source: str, change: Change | None, adapter: Adapter | None, dtype, rounding: Rounding) -> Planned:
     stored = base.meta(source)
     kept = dtype if stored.is_floating_point() else stored.dtype
-    return Planned(name, stored.to(kept), partial(_load, base, name, source, change, adapter, kept, rounding))
+    rows = partial(_rows, base, name, source, change, adapter, kept, rounding)
+    return Planned(name, stored.to(kept), lambda: _whole(rows()), rows)
 
 
-def _load(base, name: str, source: str, change: Change | None, adapter: Adapter | None, dtype, rounding: Rounding) -> torch.Tensor:
+def _whole(rows: Iterator[Piece]) -> torch.Tensor:
+    made = [piece() for piece in rows]
+    return made[0] if len(made) == 1 else torch.cat(made)
+
+
+def _rows(
+    base: Shards, name: str, source: str, change: Change | None, adapter: Adapter | None, dtype: torch.dtype, rounding: Rounding
+) -> Iterator[Piece]:
     weight = rounding(source, base.read(source))
-    if change is not None:
-        weight = merged(weight, change, adapter.tensors, dtype)
-    made = weight.to(dtype)
-    if made.is_floating_point() and not finite(made):
+    made = pieces(weight, dtype) if change is None else merged(weight, change, adapter.tensors, dtype)
+    return (partial(_named, name, piece) for piece in made)
+
+
+def _named(name: str, piece: Piece) -> torch.Tensor:
+    try:
+        return piece()
+    except ValueError:
         what = f"the merge made weights that are not finite, first {name}."
-        raise TunestationError(what, remedy="Lower train.learning_rate, or choose an export.dtype with a wider range.")
-    return made
+        remedy = "Lower train.learning_rate, or choose an export.dtype with a wider range."
+        raise TunestationError(what, remedy=remedy) from None
 
 
-def finite(weight: torch.Tensor) -> bool:
-    """Whether no value is inf or nan, without a mask as large as the weight."""
-    return all(bool(torch.isfinite(block.amax()) and torch.isfinite(block.amin())) for block in weight.reshape(-1).split(2**24))
-
-
-def write(made: Plan, folder: Path, shard_size: str) -> dict[str, str]:
-    """Write the shards; file -> SHA-256. Complete shards of an interrupted run stay. Raises when the disk has no room for them."""
+def write(made: Plan, folder: Path, shard_size: str) -> None:
+    """Write the shards. Complete shards of an interrupted run stay. Raises TunestationError when the disk has no room for them."""
     ready = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
     needed, free = sum(tensor.meta.nbytes for tensor in made.tensors) - ready, shutil.disk_usage(folder).free
     if needed > free:
         what = f"the merged model needs {amount(needed)} more, but only {amount(free)} are free."
         raise TunestationError(what, str(folder), "Free some space, or point TUNE_RUNS to a larger disk.")
-    return write_shards(made.tensors, folder, bytes_of(shard_size), made.release)
+    write_shards(made.tensors, folder, bytes_of(shard_size), made.release, hashed=False)
 
 
 def bytes_of(size: str) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -137,6 +138,10 @@ def _refuse_objects(path: Path) -> None:
         raise InputError(what, str(path), "Use a safetensors revision of this model, from someone you trust.")
 
 
+Piece = Callable[[], torch.Tensor]
+"""Makes some rows of a tensor, on whatever thread."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A tensor that is going to be written."""
@@ -146,19 +151,24 @@ class Planned:
     """Its shape and dtype, on the device `meta`."""
     load: Callable[[], torch.Tensor]
     """Makes it when its turn comes: on the CPU, with the shape and dtype of `meta`."""
+    pieces: Callable[[], Iterator[Piece]] | None = None
+    """Its rows a few at a time, in order, so that it is never in memory as a whole; None writes what `load` makes."""
 
 
-def write_shards(tensors: Sequence[Planned], folder: Path, max_bytes: int, release: Callable[[], None] = lambda: None) -> dict[str, str]:
+def write_shards(
+    tensors: Sequence[Planned], folder: Path, max_bytes: int, release: Callable[[], None] = lambda: None, hashed: bool = True
+) -> dict[str, str]:
     """Write `tensors` into `folder` as model.safetensors, or as shards of at most `max_bytes` with an index; file -> SHA-256.
 
     A shard that is there already is complete (it gets its name at the end) and is not written again. `release` is called
-    after every block, to forget what was read. A tensor larger than `max_bytes` has a shard of its own.
+    now and then, to forget what was read. A tensor larger than `max_bytes` has a shard of its own. Without `hashed` the
+    digests are empty: hashing takes as long as writing where the disk is fast.
     """
     shards = list(_split(tensors, max_bytes))
     if len(shards) == 1:
-        return {"model.safetensors": _write_shard(shards[0], folder / "model.safetensors", release)}
+        return {"model.safetensors": _write_shard(shards[0], folder / "model.safetensors", release, hashed)}
     names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    digests = {name: _write_shard(shard, folder / name, release) for name, shard in zip(names, shards, strict=True)}
+    digests = {name: _write_shard(shard, folder / name, release, hashed) for name, shard in zip(names, shards, strict=True)}
     where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     write_json(folder / INDEX, {"metadata": {"total_size": sum(tensor.meta.nbytes for tensor in tensors)}, "weight_map": where})
     return digests | {INDEX: file_digest(folder / INDEX)}
@@ -175,19 +185,23 @@ def _split(tensors: Sequence[Planned], max_bytes: int) -> Iterator[list[Planned]
     yield shard
 
 
-def _write_shard(shard: list[Planned], path: Path, release: Callable[[], None]) -> str:
+def _write_shard(shard: list[Planned], path: Path, release: Callable[[], None], hashed: bool) -> str:
     if path.is_file():
-        return file_digest(path)
+        return file_digest(path) if hashed else ""
     ordered = sorted(shard, key=lambda tensor: -tensor.meta.itemsize)  # wide dtypes first, so that each lies aligned
-    part, digest = path.with_name(path.name + ".part"), sha256()
+    part, digest, read = path.with_name(path.name + ".part"), sha256(), 0
     with part.open("wb") as file, ThreadPoolExecutor(1) as hasher:
         for block in _blocks(ordered):
-            hashed = hasher.submit(digest.update, block)
+            digested = hasher.submit(digest.update, block) if hashed else None
             file.write(block)
-            hashed.result()
-            release()
+            if digested:
+                digested.result()
+            if (read := read + len(block)) >= BLOCK:
+                release()
+                read = 0
+    release()
     part.rename(path)
-    return digest.hexdigest()
+    return digest.hexdigest() if hashed else ""
 
 
 def _blocks(tensors: list[Planned]) -> Iterator[memoryview | bytes]:
@@ -204,9 +218,33 @@ def _blocks(tensors: list[Planned]) -> Iterator[memoryview | bytes]:
 
 
 def _blocks_of(planned: Planned) -> Iterator[memoryview]:
-    tensor = planned.load()
-    if (tensor.shape, tensor.dtype) != (planned.meta.shape, planned.meta.dtype):
-        raise ValueError(f"{planned.name}: {tensor.dtype} {list(tensor.shape)} is not {planned.meta.dtype} {list(planned.meta.shape)}")
-    content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    for start in range(0, len(content), BLOCK):
-        yield content[start : start + BLOCK]
+    size = 0
+    for piece in made_ahead(planned.pieces()) if planned.pieces else [planned.load()]:
+        if (piece.shape[1:], piece.dtype) != (planned.meta.shape[1:], planned.meta.dtype):
+            raise ValueError(f"{planned.name}: {piece.dtype} {list(piece.shape)} is not {planned.meta.dtype} {list(planned.meta.shape)}")
+        content = memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy())
+        size += len(content)
+        for start in range(0, len(content), BLOCK):
+            yield content[start : start + BLOCK]
+    if size != planned.meta.nbytes:
+        raise ValueError(f"{planned.name}: {size} bytes were made for {planned.meta.dtype} {list(planned.meta.shape)}")
+
+
+def made_ahead(pieces: Iterator[Piece]) -> Iterator[torch.Tensor]:
+    """What `pieces` make, in order; while one is used, each processor makes another.
+
+    Each is made by one thread: torch's own threads wait for each other at every small step, and much longer on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    coming: deque[Future] = deque()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as makers:
+            for piece in pieces:
+                coming.append(makers.submit(piece))
+                if len(coming) > threads:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+    finally:
+        torch.set_num_threads(threads)

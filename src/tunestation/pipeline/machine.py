@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 from functools import cache
@@ -59,3 +60,11 @@ def describe(workers: Workers) -> dict:
         "python": platform.python_version(),
         "packages": tool_versions(STACK),
     }
+
+
+def peak_memory() -> int:
+    """Most bytes that this process had resident since it started, pages of mapped files included."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent at the time of the fork
+        return int(re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.M)[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from tunestation.errors import TunestationError
 from tunestation.export import zero
 from tunestation.export.adapter import CONFIG, HEAD, WEIGHTS, Adapter, file_name
-from tunestation.export.merging import finite
 from tunestation.export.report import describe, sentence
 from tunestation.fetching.manifest import FetchedModel, model_of
 from tunestation.models.shards import Planned, Shards, weight_files, write_shards
@@ -100,7 +99,7 @@ def _gathered(trained: list[Planned], adapter: bool) -> list[Planned]:
 def _checked(one: Planned, checkpoint: Path) -> Planned:
     def load() -> torch.Tensor:
         tensor = one.load() if one.meta.numel() else None
-        if tensor is None or not finite(tensor):
+        if tensor is None or not bool(tensor.isfinite().all()):
             what = f"the weight {one.name} is empty or not finite."
             raise TunestationError(what, str(checkpoint), "Lower train.learning_rate and train again.")
         return tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tunestation.models.shards import Shards
 from tunestation.pipeline.digest import Digests, file_digest
 from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job, Result
+from tunestation.pipeline.machine import peak_memory
 from tunestation.stages.convert import REPORT
 
 BEGUN = "begun.json"
@@ -58,7 +58,7 @@ def run(params: dict, job: Job) -> Result:
     _go_on(made_of, params, job)
     start = time.monotonic()
     merging.write(plan, job.output, params["shard_size"])
-    seconds, memory = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds, memory = time.monotonic() - start, peak_memory()
     weights, size = sum(tensor.meta.numel() for tensor in plan.tensors), sum(tensor.meta.nbytes for tensor in plan.tensors)
     print(f"  {weights:,} weights in {params['dtype']}, {amount(size)} in {seconds:.1f} s, {amount(memory)} of memory", flush=True)
     licences = _beside(made_of, params, job, plan.tied)
