@@ -23,6 +23,8 @@ from tunestation.recipe.data import ReadOptions
 from tunestation.recipe.formats import Format, MessagesFormat
 from tunestation.recipe.sources import Sha256
 
+NOTHING = (None, "", [], {})
+"""What an empty cell holds."""
 HEAD = 50
 """Rows at the beginning of a file that show which columns it has."""
 Outcome = Conversation | Dropped
@@ -142,8 +144,10 @@ def outcomes(
     except InputError as error:
         problems.add(*error.problems)
         return
-    pairs = 0
+    pairs, empty, blank = 0, set(FORMATS[reading.format.kind].columns(reading.format)), True
     for row in rows:
+        empty -= {column for column in empty if row.values.get(column) not in NOTHING}
+        blank = blank and not row.values
         try:
             outcome = to_conversation(row, reading)
         except InputError as error:
@@ -151,6 +155,9 @@ def outcomes(
             continue
         pairs += isinstance(outcome, Conversation) and bool(outcome.rejected)
         yield outcome
+    if not blank:
+        remedy = "Name the column that holds the text, or mend the file."
+        problems.add(*(Problem(f"the column '{column}' is empty in every row.", name, remedy) for column in sorted(empty)))
     if pairs:
         what = f"{pairs} preference pairs were read and checked, but there is no training on pairs yet (DPO, ORPO): it comes later."
         problems.add(Problem(what, name, "Use rows with one answer each."))

@@ -30,7 +30,8 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict], prompt: bo
         return tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # a template is a program of its own: what it calls may raise anything
         remedy = "Change the row, or name another template."
-        raise InputError(f"{label(tokenizer)} refuses this conversation: {error}.", where, remedy) from None
+        line = f" (line {error.lineno} of it)" if hasattr(error, "lineno") else ""
+        raise InputError(f"{label(tokenizer)} refuses this conversation: {error}{line}.", where, remedy) from None
 
 
 class Rendered:
