@@ -104,7 +104,15 @@ def run(words: Sequence[str]) -> int:
     port = chat_port(words)
     options += ["--publish", f"127.0.0.1:{port}:{port}"] if port else []
     options += ["--workdir", str(INSIDE / Path.cwd().relative_to(PROJECT))] if Path.cwd().is_relative_to(PROJECT) else []
+    options += [word for folder in named_folders(words) for word in ("--volume", f"{folder}:{folder}")]
     return _compose(["run", "--rm", *options, "workstation", "invoke", *words])
+
+
+def named_folders(words: Sequence[str]) -> list[Path]:
+    """Folders outside of the checkout that arguments name by an absolute path: a recipe's, or that of `@file`."""
+    paths = [Path(word.removeprefix("@")) for word in words if word.removeprefix("@").startswith("/")]
+    folders = {path if path.is_dir() else path.parent for path in paths if path.exists()}
+    return sorted(folder for folder in folders if not folder.is_relative_to(PROJECT) and folder != Path("/"))
 
 
 def chat_port(words: Sequence[str]) -> str | None:

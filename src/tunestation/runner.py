@@ -20,12 +20,14 @@ from tunestation import container, errors
 from tunestation.settings import PROJECT, child_environment, runner
 
 PYTHON = PROJECT / ".venv" / "bin" / "python"
+OUTSIDE = ("sync", "bundle")
+"""Functions of tunestation.app that never run in the image: they need the caller's SSH keys, or write to any folder of the host."""
 
 
 def call(function: str, *arguments: object, **options: object) -> None:
     """Call `tunestation.app.<function>` on the pinned stack, in the image if there is one."""
     with _in_words():
-        if _in_docker():
+        if function not in OUTSIDE and _in_docker():
             sys.exit(container.run(sys.argv[1:]))
         stack()
         from tunestation import app

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -107,8 +108,16 @@ def test_the_port_of_a_page_is_published_on_this_host_alone(docker, words, port)
     assert container.chat_port(words) == port
     asked = docker()
     container.run(words)
-    published = [after for word, after in zip(asked()[-1][0], asked()[-1][0][1:], strict=False) if word == "--publish"]
+    published = [after for word, after in pairwise(asked()[-1][0]) if word == "--publish"]
     assert published == ([f"127.0.0.1:{port}:{port}"] if port else [])
+
+
+def test_a_file_outside_of_the_checkout_is_brought_along_under_its_own_name(docker, tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    asked = docker()
+    container.run(["check", str(tmp_path / "mine.yaml"), f"@{tmp_path}/mine.yaml", f"{PROJECT}/recipes/quickstart.yaml", "/no/such", "/"])
+    words = asked()[-1][0]
+    assert [after for word, after in pairwise(words) if word == "--volume"] == [f"{tmp_path}:{tmp_path}"]
 
 
 @pytest.mark.parametrize(
