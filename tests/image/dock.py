@@ -22,6 +22,7 @@ TOKEN = "hf_NotARealTokenButOneThatMustNotTurnUp"
 KNOWN_WARNINGS = (
     r"^warning  gpu +no NVIDIA GPU",
     r"^warning  (host|disk) ",
+    r"^  warning: \d+ rows equal to an earlier row",
     r"FutureWarning: `is_gradient_checkpointing` is deprecated",
     r"OMP_NUM_THREADS/MKL_NUM_THREADS unset",
     r"^  warnings\.warn\($",

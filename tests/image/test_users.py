@@ -64,4 +64,4 @@ def test_the_token_is_seen_and_turns_up_nowhere(reproduced):
 
 def test_no_line_warns_of_something_new(reproduced):
     assert "OMP_NUM_THREADS" in reproduced.logs()
-    assert new_warnings(reproduced.said + reproduced.logs()) == []
+    assert "\n".join(new_warnings(f"{reproduced.said}\n{reproduced.logs()}")) == ""

@@ -1,6 +1,7 @@
 """Interrupted training goes on and ends with the very bytes of an uninterrupted one, or says why it cannot."""
 
 import os
+import pickle
 import shutil
 import signal
 
@@ -10,6 +11,7 @@ import torch
 from station import interrupt, last_checkpoint, recipe, record, sums, worker_of
 
 from tunestation.errors import TunestationError
+from tunestation.training.checkpoints import trusted_classes_only
 
 
 def start(station, name):
@@ -45,6 +47,17 @@ def test_stopped_interrupted_and_killed_in_turn_it_still_ends_with_the_bytes_of_
     assert not worker[0].is_running(), "the training outlived its parent"
 
     assert sums(station.make("train", name="disturbed")) == sums(undisturbed)
+
+
+def test_checkpoints_hold_nothing_that_a_safe_reader_refuses_whatever_python_wrote_them(monkeypatch):
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    as_in_python_3_11_2 = lambda member, _protocol: (getattr, (type(member), member.name))  # noqa: E731
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", as_in_python_3_11_2)
+    assert b"getattr" in pickle.dumps(ZeroStageEnum.gradients)
+    with trusted_classes_only(None):
+        assert b"getattr" not in pickle.dumps(ZeroStageEnum.gradients)
+        assert pickle.loads(pickle.dumps(ZeroStageEnum.gradients)) is ZeroStageEnum.gradients
 
 
 def test_killed_by_sigkill_it_goes_on_from_the_newest_checkpoint_to_equal_bytes(station, trained):

@@ -119,6 +119,7 @@ def newest_common(steps: Collection[int], least: Callable[[int], int]) -> int:
 def trusted_classes_only(checkpoint: Path | None) -> Iterator[None]:
     """DeepSpeed reads its shards with a pickle that may run code; here it may only name the classes it really stores.
 
+    Python 3.11.0 to 3.11.3 write an enum as a call of getattr, which no safe reader allows: here it is written by value, as by others.
     Raises TunestationError when `checkpoint`, read inside, names others.
     """
     import torch
@@ -131,12 +132,13 @@ def trusted_classes_only(checkpoint: Path | None) -> Iterator[None]:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(path, map_location=map_location, weights_only=True)
 
-    unsafe = TorchCheckpointEngine.load
+    unsafe, by_name = TorchCheckpointEngine.load, ZeroStageEnum.__reduce_ex__
     TorchCheckpointEngine.load = load
+    ZeroStageEnum.__reduce_ex__ = lambda member, _protocol: (ZeroStageEnum, (member.value,))
     try:
         yield
     except UnpicklingError:
         what = "this checkpoint holds objects that no training writes; they were not loaded."
         raise TunestationError(what, str(checkpoint), "Delete it to go on from an earlier one, or start over with --force.") from None
     finally:
-        TorchCheckpointEngine.load = unsafe
+        TorchCheckpointEngine.load, ZeroStageEnum.__reduce_ex__ = unsafe, by_name
