@@ -37,7 +37,7 @@ def check(_, recipe, set=None, resolved=False):
 
 @task
 def pin(_, recipe):
-    """Write the commits that the recipe's revisions stand for today into its lock."""
+    """Write what the recipe's revisions and addresses stand for today into its lock."""
     call("pin_recipe", recipe)
 
 

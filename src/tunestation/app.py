@@ -45,11 +45,11 @@ def status(name: str, assignments: Sequence[str] = ()) -> None:
     work = open_recipe(name, assignments)
     print(listing.steps(plan(work.stages, work.shelf)))
     for source in work.inputs.pending:
-        print(f"{source} has no commit yet: 'invoke pin {work.recipe.name}' asks the hub.")
+        print(f"{source} is not pinned yet: 'invoke pin {work.recipe.name}' asks the network.")
 
 
 def pin_recipe(name: str) -> None:
-    """Write the commits that the recipe's revisions stand for today into its lock."""
+    """Write the commits and digests that the recipe's revisions and addresses stand for today into its lock."""
     work = pin(open_recipe(name), again=True)
     locks.write(work.lock_path, {"schema_version": 1, "stages": {}} | work.lock | {"resolved": work.pins})
     for source, commit in sorted(work.pins.items()):

@@ -19,9 +19,10 @@ from tunestation.pipeline.volumes import Volumes
 from tunestation.pipeline.workers import Workers
 from tunestation.recipe import loading
 from tunestation.recipe.schema import Recipe
+from tunestation.recipe.sources import UrlSource
 from tunestation.settings import Settings
 from tunestation.stages import build_stages
-from tunestation.stages.inputs import Inputs, hub_sources, look, pin_name
+from tunestation.stages.inputs import Inputs, Pinned, look, pin_name, unpinned_sources
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,27 @@ def _remembered(shelf: Shelf) -> dict[str, str]:
 
 
 def pin(work: Work, again: bool = False) -> Work:
-    """Ask the hubs for the commits that are not known yet (all of them with `again`) and remember them."""
+    """Ask the network for the commits and digests that are not known yet (all of them with `again`) and remember them."""
     machine_settings.without_telemetry()
-    from tunestation.fetching.hubs import resolve
-
-    wanted = [source for source in hub_sources(work.recipe) if again or pin_name(source) not in work.pins]
+    wanted = [source for source in unpinned_sources(work.recipe) if again or pin_name(source) not in work.pins]
     if not wanted:
         return work
     if work.settings.offline:
         names = ", ".join(pin_name(source) for source in wanted)
-        raise InputError(f"the commit of {names} is not known yet.", remedy=f"Run 'invoke pin {work.recipe.name}' once with a network.")
-    found = {pin_name(source): resolve(source.hub, pin_name(source).split()[0], source.repo, source.revision) for source in wanted}
+        raise InputError(f"what {names} stands for is not known yet.", remedy=f"Run 'invoke pin {work.recipe.name}' once with a network.")
+    found = {pin_name(source): _resolved(source, work.shelf.volumes) for source in wanted}
     work.shelf.folder.mkdir(parents=True, exist_ok=True)
     write_json(work.shelf.folder / "pins.json", work.pins | found)
     return _with_pins(work.path, work.loaded, work.settings, work.shelf, work.lock, work.pins | found, work.overridden)
+
+
+def _resolved(source: Pinned, volumes: Volumes) -> str:
+    """The commit of a repository, or the digest of a file from the web, which is fetched for that."""
+    if isinstance(source, UrlSource):
+        from tunestation.fetching.download import fetch_unknown_url
+        from tunestation.stages.fetch import url_path
+
+        return fetch_unknown_url(source.url, lambda sha256: volumes.datasets / url_path(source.url, sha256))
+    from tunestation.fetching.hubs import resolve
+
+    return resolve(source.hub, pin_name(source).split()[0], source.repo, source.revision)

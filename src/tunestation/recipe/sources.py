@@ -94,13 +94,13 @@ class HubSource(Part):
 
 
 class UrlSource(Part):
-    """One file from the web, accepted only with this digest."""
+    """One file from the web, accepted only with the digest that the recipe or its lock names."""
 
     kind: Literal["url"]
     url: Annotated[str, Field(pattern=r"^https?://")]
     """Its address."""
-    sha256: Sha256
-    """SHA-256 of its bytes, in hexadecimal."""
+    sha256: Sha256 | None = None
+    """SHA-256 of its bytes, in hexadecimal; when unset, `invoke pin` or the first run writes what it finds into the lock."""
 
 
 class GeneratorSource(Part):

@@ -31,7 +31,7 @@ class Inputs:
     problems: tuple[Problem, ...]
     """Local files and folders that are not there."""
     pending: tuple[str, ...]
-    """What the hubs have to be asked for before keys are final, in words."""
+    """What the network has to be asked for before keys are final, in words."""
 
 
 Where = Callable[[tuple[str | int, ...]], str]
@@ -39,7 +39,7 @@ Where = Callable[[tuple[str | int, ...]], str]
 
 
 def look(recipe: Recipe, where: Where, pins: dict, volumes: Volumes, digests: Digests) -> Inputs:
-    """Find and digest what `recipe` names; `pins` maps `pin_name(source)` to a commit. Touches no network."""
+    """Find and digest what `recipe` names; `pins` maps `pin_name(source)` to a commit or a digest. Touches no network."""
     problems: list[Problem] = []
     sources = [part.source for part in recipe.data.sources]
     parts = [_local(source, where(("data", "sources", n, "source")), volumes, digests, problems) for n, source in enumerate(sources)]
@@ -56,18 +56,24 @@ def look(recipe: Recipe, where: Where, pins: dict, volumes: Volumes, digests: Di
         checks=tuple(asked),
         template_text=_template(recipe.template, where(("template",)), volumes, problems),
         problems=tuple(problems),
-        pending=tuple(pin_name(source) for source in hub_sources(recipe) if pin_name(source) not in pins),
+        pending=tuple(pin_name(source) for source in unpinned_sources(recipe) if pin_name(source) not in pins),
     )
 
 
-def hub_sources(recipe: Recipe) -> list[HubModel | HubSource]:
-    """Everything of a recipe that lies on a hub."""
+Pinned = HubModel | HubSource | UrlSource
+
+
+def unpinned_sources(recipe: Recipe) -> list[Pinned]:
+    """Everything of a recipe of which only the network knows what it stands for: a commit, or a digest that it does not name."""
     every: Sequence[object] = [recipe.model.source, *(part.source for part in recipe.data.sources)]
-    return [source for source in every if isinstance(source, (HubModel, HubSource))]
+    hubs = (HubModel, HubSource)
+    return [source for source in every if isinstance(source, hubs) or (isinstance(source, UrlSource) and not source.sha256)]
 
 
-def pin_name(source: HubModel | HubSource) -> str:
-    """How a lock calls a hub source: `model huggingface:owner/name@main`."""
+def pin_name(source: Pinned) -> str:
+    """How a lock calls a source: `model huggingface:owner/name@main`, or `file https://...`."""
+    if isinstance(source, UrlSource):
+        return f"file {source.url}"
     kind = "model" if isinstance(source, HubModel) else "dataset"
     return f"{kind} {source.hub}:{source.repo}@{source.revision}"
 
@@ -77,7 +83,7 @@ def _to_fetch(source: object, pins: dict) -> dict:
         commit = pins.get(pin_name(source), source.revision)
         return {"kind": "hub", "hub": source.hub, "repo": source.repo, "commit": commit, "files": list(source.files)}
     if isinstance(source, UrlSource):
-        return {"kind": "url", "url": source.url, "sha256": source.sha256}
+        return {"kind": "url", "url": source.url, "sha256": source.sha256 or pins.get(pin_name(source), "unknown")}
     return {"kind": "local"}
 
 
