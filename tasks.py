@@ -91,16 +91,26 @@ def verify(_, recipe):
     call("verify", recipe)
 
 
-@task(help=SET | {"port": "of the page, on 127.0.0.1", "base": "the untuned model"}, iterable=["set"])
-def chat(_, recipe, port=7860, base=False, set=None):
+ASK = SET | {"base": "the untuned model", "load": "merged, or base and adapter in 16bit, 8bit, nf4 or fp8"}
+SERVE = ASK | {"port": "to listen on", "public": "on every address, with a password: TUNE_PASSWORD or a new one"}
+
+
+@task(help=SERVE | {"terminal": "here instead of on a page"}, iterable=["set"])
+def chat(_, recipe, port=7860, base=False, load=None, public=False, terminal=False, set=None):
     """Open the chat page of a finished recipe."""
-    call("chat", recipe, port, set, base)
+    call("chat", recipe, port, set, base, load, public, terminal)
 
 
-@task(help=SET | {"prompt": "the question, or @file with one a line", "base": "the untuned model"}, iterable=["set"])
-def ask(_, recipe, prompt, base=False, set=None):
-    """Print one answer of a finished recipe's model."""
-    call("ask", recipe, prompt, base, set)
+@task(help=SERVE, iterable=["set"])
+def serve(_, recipe, port=8000, base=False, load=None, public=False, set=None):
+    """Serve a finished recipe's model as OpenAI's API does."""
+    call("serve", recipe, port, set, base, load, public)
+
+
+@task(help=ASK | {"prompt": "the question, or @file with one a line", "json": "one JSON object an answer"}, iterable=["set"])
+def ask(_, recipe, prompt, base=False, load=None, json=False, set=None):
+    """Print the answer of a finished recipe's model."""
+    call("ask", recipe, prompt, base, set, load, json)
 
 
 @task(help={"source": "host:path, fsspec URL or folder of runs", "to": "fsspec URL or folder", "every": "seconds; 0 is once"})

@@ -146,18 +146,37 @@ def verify(name: str) -> None:
         raise ReproductionDiffers("the results are not those of the lock.", str(work.lock_path))
 
 
-def chat(name: str, port: int = 7860, assignments: Sequence[str] = (), base: bool = False) -> None:
-    """Open the chat page of a finished recipe and wait until it is stopped."""
+def chat(
+    name: str,
+    port: int = 7860,
+    assignments: Sequence[str] = (),
+    base: bool = False,
+    load: str | None = None,
+    public: bool = False,
+    terminal: bool = False,
+) -> None:
+    """Open the chat page of a finished recipe, or talk in the terminal, and wait until it is stopped."""
     from tunestation.talking import page
 
-    page(open_recipe(name, assignments), port, base)
+    page(open_recipe(name, assignments), port, base, load, public, terminal)
 
 
-def ask(name: str, prompt: str, base: bool = False, assignments: Sequence[str] = ()) -> None:
+def serve(
+    name: str, port: int = 8000, assignments: Sequence[str] = (), base: bool = False, load: str | None = None, public: bool = False
+) -> None:
+    """Serve the OpenAI-compatible API of a finished recipe and wait until it is stopped."""
+    from tunestation.talking import serve
+
+    serve(open_recipe(name, assignments), port, base, load, public)
+
+
+def ask(
+    name: str, prompt: str, base: bool = False, assignments: Sequence[str] = (), load: str | None = None, as_json: bool = False
+) -> None:
     """Print the model's answer to `prompt`, or to each line of the file in `@file`."""
     from tunestation.talking import answers
 
-    answers(open_recipe(name, assignments), prompt, base)
+    answers(open_recipe(name, assignments), prompt, base, load, as_json)
 
 
 def sync(name: str, source: str = "", to: str = "", every: int = 0) -> None:

@@ -113,6 +113,11 @@ def runner() -> str:
     return word
 
 
+def password() -> str | None:
+    """TUNE_PASSWORD: what a page or API that others can reach asks for. It is in no file, and on no command line."""
+    return os.environ.get("TUNE_PASSWORD") or None
+
+
 def visible_gpus_variable() -> str | None:
     """The value of CUDA_VISIBLE_DEVICES, None when unset."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""Starts the chat page or asks for answers, in a child process that loads the model once."""
+"""Starts the chat page, the API, the terminal or `ask`: a child process that loads the model once."""
 
 from __future__ import annotations
 
@@ -7,24 +7,78 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tunestation.chat.weights import PRECISIONS, Weights
 from tunestation.errors import InputError, TunestationError
 from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.files import write_json
 from tunestation.pipeline.process import child_variables
+from tunestation.recipe.problems import suggestion
 from tunestation.settings import child_environment
 from tunestation.work import Work
 
+MERGED = "merged"
 
-def page(work: Work, port: int, base: bool) -> None:
-    """Serve the chat page until it is stopped."""
+
+def page(work: Work, port: int, base: bool, load: str | None, public: bool, terminal: bool) -> None:
+    """Serve the chat page, or talk in the terminal, until it is stopped. The page loads an adapter apart from its base, to compare."""
     title = work.recipe.chat.title or work.recipe.name
-    job = {"action": "page", "title": f"{title} (untuned)" if base else title, "port": port, "host": work.settings.listen}
-    _talk(work, base, job)
+    job = {"action": "terminal" if terminal else "page", "title": f"{title} (untuned)" if base else title, "port": port, "public": public}
+    usual = MERGED if terminal or not _adapter(work) else "16bit"
+    _talk(work, weights(work, base, load or usual), job)
 
 
-def answers(work: Work, prompt: str, base: bool) -> None:
+def serve(work: Work, port: int, base: bool, load: str | None, public: bool) -> None:
+    """Serve the API until it is stopped."""
+    _talk(work, weights(work, base, load or MERGED), {"action": "serve", "title": work.recipe.name, "port": port, "public": public})
+
+
+def answers(work: Work, prompt: str, base: bool, load: str | None, as_json: bool) -> None:
     """Print the greedy answer to `prompt`, or to each line of `@file`."""
-    _talk(work, base, {"action": "ask", "title": work.recipe.name, "prompts": _prompts(prompt), "temperature": 0.0})
+    job = {"action": "ask", "title": work.recipe.name, "prompts": _prompts(prompt), "as_json": as_json}
+    greedy = work.recipe.chat.generation.model_copy(update={"temperature": 0.0})
+    _talk(work, weights(work, base, load or MERGED), job | {"generation": greedy.model_dump()})
+
+
+def weights(work: Work, base: bool, load: str) -> Weights:
+    """What to load: the merged folder, the untuned model, or base and adapter. Raises InputError for what is not there."""
+    known = [MERGED, *PRECISIONS]
+    if load not in known:
+        raise InputError(f"'{load}' is not known.", "--load", suggestion(load, known))
+    merged, prepared = _result(work, "merge"), _result(work, "prepare")
+    probe = str(prepared / "probe.json")
+    if load == MERGED and not base:
+        return Weights(model=str(merged), probe=probe)
+    adapter = None if base else _adapter(work)
+    if not base and adapter is None:
+        raise InputError(f"'{work.recipe.name}' trained all weights: there is no adapter.", "--load", "Leave --load out.")
+    return Weights(
+        model=str(_base(work)),
+        adapter=str(adapter) if adapter else None,
+        tokenizer=str(prepared / "tokenizer"),  # with the recipe's template, the same for the tuned and the untuned model
+        probe=probe,
+        precision="16bit" if load == MERGED else load,
+        double_quant=work.recipe.train.base.double_quant,
+    )
+
+
+def _result(work: Work, stage: str) -> Path:
+    found = work.folder(stage)
+    if found is None:
+        name = work.recipe.name
+        raise InputError(f"'{name}' has no finished model with these settings yet.", remedy=f"Run 'invoke reproduce {name}' first.")
+    return found
+
+
+def _adapter(work: Work) -> Path | None:
+    found = _result(work, "convert")
+    return found if (found / "adapter_config.json").is_file() else None
+
+
+def _base(work: Work) -> Path:
+    model = model_of(_result(work, "fetch"))
+    if not model:
+        raise InputError(f"'{work.recipe.name}' starts from new weights: there is no untuned model.", remedy="Leave --base out.")
+    return work.shelf.volumes.path(model.ref)
 
 
 def _prompts(prompt: str) -> list[str]:
@@ -40,40 +94,24 @@ def _prompts(prompt: str) -> list[str]:
     return lines
 
 
-def _talk(work: Work, base: bool, job: dict) -> None:
-    chat = work.recipe.chat
-    generation = chat.generation.model_dump() | ({"temperature": job.pop("temperature")} if "temperature" in job else {})
-    job |= {"model": str(_model(work, base)), "tokenizer": str(_tokenizer(work)), "system": chat.system, "generation": generation}
+def _talk(work: Work, found: Weights, job: dict) -> None:
+    chat, folder = work.recipe.chat, work.shelf.folder / "chat"
+    known = {"name": work.recipe.name, "weights": found.model_dump(), "folder": str(folder), "system": chat.system}
+    known |= {"host": work.settings.listen, "generation": chat.generation.model_dump(), "examples": list(work.recipe.evaluate.prompts)}
     path = work.shelf.folder / "logs" / f"chat-{job['action']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, job | {"examples": list(work.recipe.evaluate.prompts)})
+    for parent in (path.parent, folder):
+        parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, known | job)
     environment = child_environment(child_variables(work.settings.cache, offline=True))
-    code = _wait(subprocess.Popen([sys.executable, "-m", "tunestation.chat.main", str(path)], env=environment))
+    child = subprocess.Popen([sys.executable, "-m", "tunestation.chat.main", str(path)], env=environment)
+    code = _wait(child, interrupts=job["action"] != "terminal")
     if code:
         # the child has said on the terminal what was wrong
         raise (InputError if code == 2 else TunestationError)("chat ended with an error (see above).")
 
 
-def _wait(child: subprocess.Popen) -> int:
-    """Both Ctrl-C and SIGTERM end the child in good order; a terminal's Ctrl-C reaches it by itself as well."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: child.terminate())
+def _wait(child: subprocess.Popen, interrupts: bool) -> int:
+    """Ctrl-C and SIGTERM end the child in good order; in a terminal conversation Ctrl-C only stops an answer, which the child does."""
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    signal.signal(signal.SIGINT, (lambda *_: child.terminate()) if interrupts else signal.SIG_IGN)
     return child.wait()
-
-
-def _model(work: Work, base: bool) -> Path:
-    merged = work.folder("merge")
-    if merged is None:
-        name = work.recipe.name
-        raise InputError(f"'{name}' has no finished model with these settings yet.", remedy=f"Run 'invoke reproduce {name}' first.")
-    if not base:
-        return merged
-    model = model_of(work.folder("fetch"))
-    if model is None:
-        raise InputError(f"'{work.recipe.name}' starts from new weights: there is no untuned model.", remedy="Ask without --base.")
-    return work.shelf.volumes.path(model.ref)
-
-
-def _tokenizer(work: Work) -> Path:
-    """The tokenizer with the recipe's template, the same for the tuned and the untuned model."""
-    return work.folder("prepare") / "tokenizer"

@@ -1,7 +1,10 @@
 """What the tests on the real stack share: one workspace, whose results are found again by their keys."""
 
 import pytest
+from chatting import make_pair
 from station import Station
+
+from tunestation.chat.engine import Engine
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,17 @@ def station(tmp_path_factory):
 def trained(station):
     """The result of training the tiny recipe as it stands: qlora, dropout 0.1, evaluations every 2 steps."""
     return station.make("train")
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Weights of a tiny model and an adapter that changes what it says."""
+    return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def engine(pair):
+    """It answers for every test of this process; none may leave it broken."""
+    engine = Engine(pair)
+    yield engine
+    engine.close()

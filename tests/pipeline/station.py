@@ -228,7 +228,7 @@ def forks() -> multiprocessing.context.ForkServerContext:
 
     context = multiprocessing.get_context("forkserver")
     stages = [f"tunestation.stages.{name}" for name in ("fetch", "prepare", "train", "convert", "merge", "evaluate")]
-    context.set_forkserver_preload([*stages, "station", "bitsandbytes"])
+    context.set_forkserver_preload([*stages, "station", "bitsandbytes", "gradio", "tunestation.chat.page", "tunestation.chat.api"])
     paths = os.pathsep.join([str(PROJECT / "src"), str(Path(__file__).parent)])
     hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     scratch = tempfile.TemporaryDirectory()

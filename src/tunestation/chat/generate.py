@@ -1,27 +1,18 @@
-"""Answers of a causal language model: token by token for one conversation, greedily in batches for many."""
+"""What every answer of a causal language model needs, and greedy answers to many questions at once, also during training."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from tunestation.chat.text import decode
 from tunestation.data.encoding import encode_prompt
 from tunestation.data.formats import Message
 from tunestation.errors import InputError, Problem
-from tunestation.recipe.schema import Generation
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
@@ -40,73 +31,6 @@ def context_size(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> 
     """Most tokens, prompt and answer together, that the model was made for."""
     config = model.config.get_text_config()
     return getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of an answer's ids, without special tokens and otherwise as the model wrote it."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def stream_tokens(
-    model: torch.nn.Module, prompt: list[int], generation: Generation, stop: list[int], seed: int | None = None
-) -> Generator[int, None, str]:
-    """The ids of one answer as they are drawn, without the stop id; returns "stop" or "length", why it ended.
-
-    A plain loop in the caller's own thread: it ends when the caller stops iterating, and its errors are the caller's.
-    The same `seed` draws the same answer; the global random state is neither read nor changed.
-    """
-    device = next(model.parameters()).device
-    processors, generator = _processors(generation), _generator(device, seed)
-    seen = new = torch.tensor([prompt], device=device)
-    cache = None
-    for _ in range(generation.max_new_tokens):
-        logits, cache = _forward(model, new, cache)
-        token = _choose(processors(seen, logits), None if generation.temperature == 0 else generator)
-        if token in stop:
-            return "stop"
-        yield token
-        new = torch.tensor([[token]], device=device)
-        seen = torch.cat([seen, new], dim=1)
-    return "length"
-
-
-def _processors(generation: Generation) -> LogitsProcessorList:
-    chosen = LogitsProcessorList()
-    if generation.repetition_penalty != 1:
-        chosen.append(RepetitionPenaltyLogitsProcessor(generation.repetition_penalty))
-    if generation.temperature == 0:
-        return chosen
-    chosen.append(TemperatureLogitsWarper(generation.temperature))
-    if generation.top_k:
-        chosen.append(TopKLogitsWarper(generation.top_k))
-    if generation.top_p < 1:
-        chosen.append(TopPLogitsWarper(generation.top_p))
-    return chosen
-
-
-def _generator(device: torch.device, seed: int | None) -> torch.Generator:
-    generator = torch.Generator(device=device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
-
-
-@torch.no_grad()
-def _forward(model: torch.nn.Module, new: torch.Tensor, cache: object) -> tuple[torch.Tensor, object]:
-    """Logits (1, vocabulary) in float32 for the token after `new` (1, n), and the grown key-value cache."""
-    # Without it a long prompt costs prompt x vocabulary logits, of which one row is used.
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    out = model(input_ids=new, past_key_values=cache, use_cache=True, **last_only)
-    return out.logits[:, -1].float(), out.past_key_values
-
-
-def _choose(scores: torch.Tensor, generator: torch.Generator | None) -> int:
-    """The likeliest token without a generator, else one drawn by probability."""
-    if generator is None:
-        return int(scores.argmax(dim=-1))
-    return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=generator))
 
 
 def batch_answers(

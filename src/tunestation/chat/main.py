@@ -1,4 +1,4 @@
-"""`python -m tunestation.chat.main JOB.json`: the chat page, or answers on standard output."""
+"""`python -m tunestation.chat.main JOB.json`: the page, the API, the terminal, or answers on standard output."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from tunestation.chat.weights import Weights
 from tunestation.errors import TunestationError
 from tunestation.recipe.base import Part
 from tunestation.recipe.schema import Generation
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 class ChatJob(Part):
     """What the parent asks this process to do."""
 
-    action: Literal["page", "ask"]
-    """page: serve the chat page; ask: answer `prompts` and end."""
-    model: str
-    """The model folder."""
-    tokenizer: str | None = None
-    """A folder whose tokenizer takes the place of the model's own: the untuned model is asked with the recipe's template."""
+    action: Literal["page", "serve", "terminal", "ask"]
+    """page: the chat page and the API; serve: the API alone; terminal: a conversation here; ask: answer `prompts` and end."""
+    name: str
+    """Of the model in the API."""
     title: str
     """Heading of the page."""
+    weights: Weights
+    """What to load."""
+    folder: str
+    """Where conversations and votes are kept."""
     system: str | None = None
     """System text of every conversation."""
     generation: Generation = Generation()
@@ -38,11 +40,14 @@ class ChatJob(Part):
     examples: tuple[str, ...] = ()
     """Questions offered on the page."""
     port: Annotated[int, Field(ge=1, le=65535)] = 7860
-    """Of the page."""
     host: str = "127.0.0.1"
-    """The address that the page listens on."""
+    """The address to listen on."""
+    public: bool = False
+    """Listen on every address, and demand a password."""
     prompts: tuple[str, ...] = ()
     """Questions of `ask`."""
+    as_json: bool = False
+    """`ask` prints one JSON object a question."""
     seed: int = 0
     """Of the answers of `ask`."""
 
@@ -50,9 +55,19 @@ class ChatJob(Part):
 def main(arguments: list[str]) -> int:
     """Run the job in the file `arguments[0]`; returns the exit code."""
     job = ChatJob.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
+    typed = sys.stdin
     try:
         _quiet()
-        (_page if job.action == "page" else _ask)(job)
+        if job.action == "ask":
+            from tunestation.chat.ask import ask
+
+            ask(_engine(job), job)
+        elif job.action == "terminal":
+            from tunestation.chat.terminal import Terminal
+
+            Terminal(_engine(job), job, typed).run()
+        else:
+            _serve(job)
     except TunestationError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -72,42 +87,42 @@ def _quiet() -> None:
     sys.stdin = io.StringIO()
 
 
-def _page(job: ChatJob) -> None:
-    from tunestation.chat.page import build_page, check_port, serve
-
-    check_port(job.port, job.host)
-    page = build_page(_engine(job), job.title, job.system, job.generation, list(job.examples))
-    serve(page, job.title, job.host, job.port)
-
-
-def _ask(job: ChatJob) -> None:
-    engine = _engine(job)
-    system = [{"role": "system", "content": job.system}] if job.system else []
-    for prompt in job.prompts:
-        if len(job.prompts) > 1:
-            print(f"> {prompt}")
-        messages, _ = engine.fit([*system, {"role": "user", "content": prompt}], job.generation.max_new_tokens)
-        if _print_growing(engine.reply(messages, job.generation, job.seed)) == "length":
-            print(f"note: the answer was cut at {job.generation.max_new_tokens} tokens or the end of the context.", file=sys.stderr)
-
-
 def _engine(job: ChatJob) -> Engine:
-    from tunestation.chat.engine import Engine
+    from tunestation.chat.engine import WAITING, Engine
 
-    return Engine(Path(job.model), Path(job.tokenizer) if job.tokenizer else None)
+    return Engine(job.weights, waiting=max(WAITING, len(job.prompts)))
 
 
-def _print_growing(texts: Generator[str, None, str]) -> str:
-    """Print the answer as it grows; returns why it ended."""
-    shown = ""
-    while True:
-        try:
-            text = next(texts)
-        except StopIteration as end:
-            print(flush=True)
-            return end.value
-        print(text[len(shown) :], end="", flush=True)
-        shown = text
+def _serve(job: ChatJob) -> None:
+    from tunestation.chat import server
+    from tunestation.chat.guard import Guard
+
+    password, generated = server.choose_password() if job.public else (None, False)
+    host = server.EVERY_HOST if job.public else job.host
+    server.check_port(host, job.port)
+    engine = _engine(job)
+    app = _app(job, engine, password)
+    what = f"Chat with {job.title}" if job.action == "page" else f"API of {job.name}"
+    shown = server.LOCAL_HOST if host == server.EVERY_HOST else host
+    where = f"http://{shown}:{job.port}{'' if job.action == 'page' else '/v1'}"
+    print(engine.summary(), flush=True)
+    if generated:
+        print(f"Password (of the page, with any user name, and of the API, as its key): {password}", flush=True)
+    server.serve(Guard(app, password), host, job.port, f"{what} at {where}  (Ctrl-C stops it)")
+    engine.close()
+
+
+def _app(job: ChatJob, engine: Engine, password: str | None):
+    from tunestation.chat.api import build_api
+
+    app = build_api(engine, job.name, job.generation)
+    if job.action == "page":
+        from tunestation.chat.page import add_page
+        from tunestation.chat.talks import Shelf, Votes
+
+        kept = Shelf(Path(job.folder) / "conversations"), Votes(Path(job.folder) / "votes.jsonl")
+        add_page(app, engine, job.name, job.title, job.system or "", job.generation, job.examples, kept, password)
+    return app
 
 
 if __name__ == "__main__":

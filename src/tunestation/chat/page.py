@@ -1,145 +1,204 @@
-"""The chat page: Gradio on this machine, nothing from anywhere else."""
+"""The chat page: how it is laid out, and which handler belongs to what. Nothing on it comes from another machine."""
 
 from __future__ import annotations
 
-import errno
 import html
-import signal
-import socket
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import gradio as gr
+from fastapi import FastAPI
 
-from tunestation.chat.engine import Engine
-from tunestation.errors import InputError, TunestationError
+from tunestation.chat.engine import PARALLEL, WAITING, Engine
+from tunestation.chat.guard import login
+from tunestation.chat.handlers import Handlers
+from tunestation.chat.parts import Parts
+from tunestation.chat.talks import Shelf, Talk, Votes
+from tunestation.chat.words import ENGLISH, WORDS
 from tunestation.recipe.schema import Generation
 
 # Fonts of the system: the page must look right without a network, and show Chinese.
 _SANS = ("ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC", "monospace")
 _CSS = """
-.gradio-container { width: 100% !important; max-width: 900px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container .main, .gradio-container .wrap { width: 100%; }
-#conversation { min-height: 320px; }
-#conversation .placeholder { text-align: center; }
-#loaded { opacity: 0.7; font-size: 0.85em; text-align: center; }
+.gradio-container main.contain { gap: 10px; padding-top: 8px; }
+#head { text-align: center; padding: 0; }
+#head h1 { margin: 0; font-size: 1.5rem; }
+#head p { margin: 0; opacity: 0.65; font-size: 0.8rem; }
+#compare { width: fit-content; margin: 0 auto; }
+#conversations { gap: 12px; }
+#conversations .column { gap: 4px; }
+#tuned, #base { height: calc(100vh - 330px) !important; min-height: 260px; }
+.status { text-align: right; opacity: 0.65; font-size: 0.8rem; }
+.status .html-container { padding: 0 4px; min-height: 1.4em; }
+#count { opacity: 0.65; font-size: 0.8rem; text-align: center; }
+#talks .wrap { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
+#talks label { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#talks label input { display: none; }
+@media (max-width: 700px) {
+    #conversations:has(#base) #tuned, #base { height: 38vh !important; }
+}
 """
+_DOWNLOAD = """rows => {
+    if (!rows) return;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([rows], {type: "application/jsonl"}));
+    link.download = "conversations.jsonl";
+    link.click();
+    URL.revokeObjectURL(link.href);
+}"""
+_STEPS = {"temperature": 0.01, "top_p": 0.01, "repetition_penalty": 0.01, "top_k": 1, "max_new_tokens": 1}
 
 
-def build_page(engine: Engine, title: str, system: str | None, generation: Generation, examples: list[str]) -> gr.Blocks:
-    """The page with its conversation, examples and settings; `serve` shows it. Its API has one endpoint, /chat."""
-    return gr.ChatInterface(
-        _answerer(engine, generation),
-        title=html.escape(title),
-        description=f"<div id='loaded'>{html.escape(engine.summary())}</div>",
-        chatbot=_conversation(title, bool(examples)),
-        textbox=gr.Textbox(placeholder="Type a message, and press Enter", show_label=False, submit_btn=True, stop_btn=True, autofocus=True),
-        additional_inputs=_settings(engine, system, generation),
-        additional_inputs_accordion=gr.Accordion("Settings", open=False),
-        examples=[[example] for example in examples],
-        api_name="chat",
-        validator=lambda message: gr.validate(bool(message.strip()), "Type a message first."),
-        analytics_enabled=False,
-        fill_height=True,
-    )
-
-
-def _conversation(title: str, has_examples: bool) -> gr.Chatbot:
-    invitation = "Ask something, or choose a question below." if has_examples else "Ask something."
-    return gr.Chatbot(
-        show_label=False,
-        elem_id="conversation",
-        placeholder=f"<h3>{html.escape(title)}</h3>{invitation}",
-        buttons=["copy"],
-        layout="bubble",
-        scale=1,
-    )
-
-
-def _settings(engine: Engine, system: str | None, generation: Generation) -> list:
-    longest = max(engine.context // 2, 1)
-    hottest = max(2, generation.temperature)
-    return [
-        gr.Textbox(system or "", label="System text", lines=2, info="Comes before the conversation; may be empty."),
-        gr.Slider(0, hottest, generation.temperature, step=0.01, label="Temperature", info="0 always takes the likeliest word."),
-        gr.Slider(1, longest, min(generation.max_new_tokens, longest), step=1, label="Longest answer", info="In tokens."),
-    ]
-
-
-def _answerer(engine: Engine, generation: Generation) -> Callable[..., Iterator[str]]:
-    def chat(message: str, history: list[dict], system: str, temperature: float, max_new_tokens: int) -> Iterator[str]:
-        """Answer `message` after `history`; yields the whole text so far."""
-        chosen = generation.model_copy(update={"temperature": float(temperature), "max_new_tokens": int(max_new_tokens)})
-        try:
-            messages, dropped = engine.fit(to_messages(message, history, system), chosen.max_new_tokens)
-            if dropped:
-                gr.Info(f"The conversation is long: the model no longer sees its first {dropped} exchanges.")
-            if (yield from engine.reply(messages, chosen)) == "length":
-                gr.Info("The answer was cut at its longest length; see Settings.")
-        except TunestationError as error:
-            _show_error(str(error))
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            _show_error(f"{type(error).__name__}: {error}")
-
-    return chat
-
-
-def _show_error(sentence: str) -> None:
-    # Not gr.Error, which covers the conversation with the word "Error".
-    gr.Warning(html.escape(f"The model could not answer. {sentence}"), duration=None)
-
-
-def to_messages(message: str, history: list[dict], system: str) -> list[dict]:
-    """A conversation as the chat template wants it. Questions that got no answer (stopped, failed) are left out."""
-    messages = [{"role": "system", "content": system}] if system.strip() else []
-    for question, answer in pairwise(history):
-        if (question["role"], answer["role"]) == ("user", "assistant"):
-            messages += [{"role": entry["role"], "content": _text(entry["content"])} for entry in (question, answer)]
-    return [*messages, {"role": "user", "content": message}]
-
-
-def _text(content: str | list[dict]) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def check_port(port: int, host: str = "127.0.0.1") -> None:
-    """Raise InputError unless `port` can be listened on: asked before the model is loaded, which takes long."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            trouble = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            raise InputError(f"port {port} {trouble}; give another with --port") from error
-
-
-def serve(page: gr.Blocks, name: str, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Show `page` until SIGINT or SIGTERM. Prints one line when it is ready. Raises InputError when the port is in use."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    check_port(port, host)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        inbrowser=False,
+def add_page(
+    app: FastAPI,
+    engine: Engine,
+    name: str,
+    title: str,
+    system: str,
+    generation: Generation,
+    examples: Sequence[str],
+    kept: tuple[Shelf, Votes],
+    password: str | None,
+) -> None:
+    """Put the page on `app` at `/`. `name` keys what the browser keeps; with a `password` the page asks for it."""
+    handlers = Handlers(engine, system, *kept)
+    with gr.Blocks(title=title, analytics_enabled=False, fill_height=True) as page:
+        handlers.parts = _layout(engine, name, title, system, generation, examples)
+        _connect(page, handlers)
+    page.queue(max_size=2 * (PARALLEL + WAITING), default_concurrency_limit=None, api_open=False)
+    gr.mount_gradio_app(
+        app,
+        page,
+        "/",
         footer_links=[],
         run_history=False,
-        enable_monitoring=False,
+        auth=login(password) if password else None,
+        show_error=False,
+        max_file_size=0,
         ssr_mode=False,
-        mcp_server=False,
+        enable_monitoring=False,
         pwa=False,
+        mcp_server=False,
         theme=gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=_SANS, font_mono=_MONO),
         css=_CSS,
     )
-    print(f"Chat with {name} at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}  (Ctrl-C stops it)", flush=True)
-    stop.wait()
-    page.close(verbose=False)
+
+
+def _layout(engine: Engine, name: str, title: str, system: str, generation: Generation, examples: Sequence[str]) -> Parts:
+    hidden = {"visible": False}
+    with gr.Sidebar(open=False, width=280):
+        new, talks = gr.Button(ENGLISH["new"], variant="primary"), gr.Radio([], label=ENGLISH["conversations"], elem_id="talks")
+        export, rows = gr.Button(ENGLISH["export"]), gr.Textbox(**hidden)
+        language = gr.Radio([(words["language"], code) for code, words in WORDS.items()], value="en", show_label=False, container=False)
+    gr.HTML(f"<h1>{html.escape(title)}</h1><p>{html.escape(engine.summary())}</p>", elem_id="head")
+    compare = gr.Checkbox(label=ENGLISH["compare"], visible=engine.has_base, container=False, elem_id="compare")
+    with gr.Row(elem_id="conversations"):
+        with gr.Column(visible=False, min_width=300) as base_column:
+            base = _chat("base", [])
+        with gr.Column(min_width=300):
+            tuned = _chat("tuned", examples)
+    with gr.Row(visible=False) as votes:
+        vote_buttons = {better: gr.Button(ENGLISH[f"better_{better}"], size="sm", min_width=80) for better in ("base", "same", "tuned")}
+    count = gr.HTML("", visible=False, elem_id="count")
+    box = gr.Textbox(
+        placeholder=ENGLISH["message"],
+        interactive=False,
+        show_label=False,
+        submit_btn=True,
+        stop_btn=False,
+        max_lines=10,
+        autofocus=True,
+        elem_id="box",
+    )
+    with gr.Accordion(ENGLISH["settings"], open=False) as settings_box:
+        settings = _settings(engine, system, generation)
+    return Parts(
+        talk=gr.State(Talk()),
+        kept=gr.BrowserState(None, storage_key=f"tunestation-{name}", secret=name),
+        language=language,
+        compare=compare,
+        box=box,
+        chats={"tuned": tuned[0], "base": base[0]},
+        status={"tuned": tuned[1], "base": base[1]},
+        base_column=base_column,
+        votes=votes,
+        count=count,
+        talks=talks,
+        rows=rows,
+        vote_buttons=vote_buttons,
+        new=new,
+        export=export,
+        settings_box=settings_box,
+        settings=settings,
+    )
+
+
+def _chat(who: str, examples: Sequence[str]) -> tuple[gr.Chatbot, gr.HTML]:
+    chat = gr.Chatbot(
+        label=ENGLISH[who],
+        elem_id=who,
+        examples=[{"text": example} for example in examples],
+        buttons=["copy"],
+        layout="bubble",
+        editable="all" if who == "tuned" else None,
+        feedback_options=None,
+        allow_file_downloads=False,
+        placeholder=ENGLISH["invitation"],
+    )
+    return chat, gr.HTML("", elem_classes="status")
+
+
+def _settings(engine: Engine, system: str, generation: Generation) -> dict[str, gr.Component]:
+    longest = max(engine.context // 2, 1)
+    ranges = {
+        "temperature": (0, max(2, generation.temperature)),
+        "top_p": (0.01, 1),
+        "top_k": (0, max(200, generation.top_k)),
+        "repetition_penalty": (min(0.5, generation.repetition_penalty), max(2, generation.repetition_penalty)),
+        "max_new_tokens": (1, longest),
+    }
+    found: dict[str, gr.Component] = {"system": gr.Textbox(system, label=ENGLISH["system"], info=ENGLISH["system_info"], lines=2)}
+    for name, value in generation:
+        low, high = ranges[name]
+        text = {"label": ENGLISH[name], "info": ENGLISH[f"{name}_info"]}
+        found[name] = gr.Slider(low, high, min(value, high), step=_STEPS[name], **text)
+    return found
+
+
+def _connect(page: gr.Blocks, handlers: Handlers) -> None:
+    parts = handlers.parts
+    context = [parts.talk, parts.kept, parts.compare, parts.language, *parts.settings.values()]
+    every = [
+        *(parts.talk, parts.kept, parts.language, parts.compare, parts.box, *parts.chats.values(), *parts.status.values()),
+        *(parts.base_column, parts.votes, parts.count, parts.talks, parts.rows, *parts.vote_buttons.values(), parts.new, parts.export),
+        *(parts.settings_box, *parts.settings.values()),
+    ]
+
+    def on(event: Callable, handler: Callable, *inputs: gr.Component, **options: object) -> gr.events.Dependency:
+        given = [*inputs, *context]
+        return event(handler, given, every, show_progress="hidden", api_visibility="private", **options)
+
+    tuned, base = parts.chats["tuned"], parts.chats["base"]
+    answers = [on(parts.box.submit, handlers.ask, parts.box), on(tuned.example_select, handlers.example), on(tuned.edit, handlers.edit)]
+    answers += [on(chat.retry, handlers.retry) for chat in (tuned, base)]
+    parts.box.stop(handlers.stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
+    for event, handler, inputs in (
+        (tuned.clear, handlers.clear, []),
+        (base.clear, handlers.clear, []),
+        (parts.new.click, handlers.new, []),
+        (parts.talks.input, handlers.open, [parts.talks]),
+    ):
+        # the window shows something else now: its answer ends, and must not write over it
+        event(handlers.stop, None, None, queue=False, api_visibility="private")
+        on(event, handler, *inputs, cancels=answers)
+    on(parts.compare.input, handlers.switch)
+    for better, button in parts.vote_buttons.items():
+        on(button.click, partial(handlers.vote, better))
+    on(parts.export.click, handlers.export).then(None, parts.rows, None, js=_DOWNLOAD)
+    parts.language.input(handlers.translate, parts.language, every, show_progress="hidden", api_visibility="private")
+    opened = page.load(handlers.load, [parts.kept, parts.compare], every, show_progress="hidden", api_visibility="private")
+    opened.then(handlers.translate, parts.language, every, show_progress="hidden", api_visibility="private")
+    page.unload(handlers.stop)

@@ -1,0 +1,251 @@
+"""What the page does when something on it is used. Each handler returns or yields what changes, by component."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import sys
+import traceback
+from collections.abc import AsyncIterator
+
+import gradio as gr
+
+from tunestation.chat.answers import Busy, Ending, Request
+from tunestation.chat.engine import Engine
+from tunestation.chat.parts import Context, Parts
+from tunestation.chat.streams import Asked, asking
+from tunestation.chat.talks import Shelf, Talk, Turn, Votes, Who, new_id, to_jsonl
+from tunestation.chat.words import WORDS, preferred
+from tunestation.errors import TunestationError
+
+Changes = dict
+"""Component -> its new value or properties."""
+
+
+class Handlers:
+    """The page's behaviour; `parts` are set once they are laid out."""
+
+    parts: Parts
+
+    def __init__(self, engine: Engine, system: str, shelf: Shelf, votes: Votes):
+        self._engine, self._system, self._shelf, self._votes = engine, system, shelf, votes
+        self._asked: dict[str, Asked] = {}
+
+    # what a person does
+
+    async def ask(self, request: gr.Request, message: str, *values: object) -> AsyncIterator[Changes]:
+        """A new question."""
+        at = Context.of(values)
+        if not message.strip():
+            gr.Warning(at.words["empty"])
+            yield {self.parts.box: ""}
+            return
+        at.talk.turns.append(Turn(message))
+        async for changes in self._answer(request, at):
+            yield changes
+
+    async def retry(self, request: gr.Request, *values: object) -> AsyncIterator[Changes]:
+        """The last question again."""
+        async for changes in self._answer(request, Context.of(values)):
+            yield changes
+
+    async def example(self, request: gr.Request, chosen: gr.SelectData, *values: object) -> AsyncIterator[Changes]:
+        """A question of the recipe."""
+        async for changes in self.ask(request, chosen.value["text"], *values):
+            yield changes
+
+    async def edit(self, request: gr.Request, edited: gr.EditData, *values: object) -> AsyncIterator[Changes]:
+        """A changed question is asked again, and what came after it goes; a changed answer stands, as training data."""
+        at = Context.of(values)
+        turn, is_answer = divmod(edited.index, 2)
+        if is_answer:
+            at.talk.turns[turn].tuned = edited.value
+            self._shelf.save(at.kept["browser"], at.talk)
+            yield self._shown(at) | {self.parts.talk: at.talk}
+            return
+        at.talk.turns[turn:] = [Turn(edited.value)]
+        async for changes in self._answer(request, at):
+            yield changes
+
+    def stop(self, request: gr.Request) -> None:
+        """End the answers of this window; what was said stays."""
+        if asked := self._asked.get(request.session_hash):
+            asked.cancel()
+
+    def clear(self, *values: object) -> Changes:
+        """Forget this conversation."""
+        at = Context.of(values)
+        at.talk.turns.clear()
+        self._shelf.save(at.kept["browser"], at.talk)
+        return self.new(*values)
+
+    def new(self, *values: object) -> Changes:
+        """Begin another conversation; this one stays in the list."""
+        return self._opened(Context.of(values)._replace(talk=Talk(system=self._system)))
+
+    def open(self, chosen: str | None, *values: object) -> Changes:
+        """Show a conversation of the list."""
+        at = Context.of(values)
+        return self._opened(at._replace(talk=self._shelf.get(at.kept["browser"], chosen or "")))
+
+    def vote(self, better: str, *values: object) -> Changes:
+        """Keep which of two answers is better."""
+        at = Context.of(values)
+        at.talk.turns[-1].better = better
+        self._votes.add(at.talk, len(at.talk.turns) - 1)
+        self._shelf.save(at.kept["browser"], at.talk)
+        return {self.parts.talk: at.talk, self.parts.votes: gr.Row(visible=False), self.parts.count: self._tally(at.words)}
+
+    def export(self, *values: object) -> Changes:
+        """All conversations of this browser as rows of training data."""
+        at = Context.of(values)
+        rows = to_jsonl(self._shelf.all(at.kept["browser"]))
+        if not rows:
+            gr.Warning(at.words["nothing"])
+        return {self.parts.rows: rows}
+
+    def switch(self, *values: object) -> Changes:
+        """One column or two."""
+        at = Context.of(values)
+        return {self.parts.base_column: gr.Column(visible=at.compare), **self._shown(at)}
+
+    def load(self, request: gr.Request, kept: dict | None, compare: bool) -> Changes:
+        """A window was opened: its language, and the conversation that this browser saw last. Until then its box is closed."""
+        kept = kept or {"browser": new_id(), "talk": ""}
+        language = preferred(request.headers.get("accept-language", ""))
+        talk = self._shelf.get(kept["browser"], kept["talk"])
+        if not talk.turns:
+            talk.system = self._system
+        return self._opened(Context(talk, kept, compare, language, talk.system, ())) | {self.parts.language: language}
+
+    def translate(self, language: str) -> Changes:
+        """Every text of the page in `language`."""
+        parts, words = self.parts, WORDS[language]
+        changes = {parts.vote_buttons[name]: gr.Button(words[f"better_{name}"]) for name in parts.vote_buttons}
+        for name, part in parts.settings.items():
+            changes[part] = type(part)(label=words[name], info=words[f"{name}_info"])
+        for who, chat in parts.chats.items():
+            changes[chat] = gr.Chatbot(label=words[who], placeholder=words["invitation"])
+        return changes | {
+            parts.compare: gr.Checkbox(label=words["compare"]),
+            parts.box: gr.Textbox(placeholder=words["message"]),
+            parts.talks: gr.Radio(label=words["conversations"]),
+            parts.new: gr.Button(words["new"]),
+            parts.export: gr.Button(words["export"]),
+            parts.settings_box: gr.Accordion(label=words["settings"]),
+            parts.count: self._tally(words),
+        }
+
+    # what comes of it
+
+    async def _answer(self, request: gr.Request, at: Context) -> AsyncIterator[Changes]:
+        """Answer the last question of the conversation, in one column or both."""
+        turn, trouble = at.talk.turns[-1], ""
+        turn.tuned = turn.base = turn.better = ""
+        at.talk.system = at.system
+        try:
+            async for changes in self._growing(request.session_hash, at):
+                yield changes
+        except Busy:
+            trouble = at.words["busy"]
+        except TunestationError as error:
+            trouble = f"{at.words['failed']} {error}"
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            trouble = f"{at.words['failed']} {type(error).__name__}: {error}"
+        finally:
+            self._asked.pop(request.session_hash, None)
+            answered = bool(turn.answer("tuned"))
+            if not answered:
+                at.talk.turns.pop()
+            self._shelf.save(at.kept["browser"], at.talk)
+        if trouble:
+            # Not gr.Error, which covers the conversation with the word "Error".
+            gr.Warning(html.escape(trouble), duration=None)
+        yield self._done(at, "" if answered else turn.question)
+
+    async def _growing(self, session: str, at: Context) -> AsyncIterator[Changes]:
+        turn, parts = at.talk.turns[-1], self.parts
+        requests, notes = await asyncio.to_thread(self._requests, at)
+        async with asking(self._engine, requests) as asked:
+            self._asked[session] = asked
+            others = self._engine.scheduler.load()[1] - len(requests)
+            status = at.words["waiting"].format(count=others) if others > 0 else ""
+            yield self._busy(at) | {parts.status[who]: status for who in requests}
+            endings: dict[Who, Ending] = {}
+            while len(endings) < len(requests):
+                changed = set()
+                for who, event in await _some(asked):
+                    changed.add(who)
+                    if isinstance(event, Ending):
+                        endings[who] = event
+                    else:
+                        setattr(turn, who, getattr(turn, who) + event)
+                shown = {parts.chats[who]: _messages(at, who) for who in changed}
+                yield shown | {parts.status[who]: _status(endings[who], notes[who], at.words) for who in changed & endings.keys()}
+        failed = next((ending.error for ending in endings.values() if ending.error), None)
+        if failed:
+            raise failed
+
+    def _requests(self, at: Context) -> tuple[dict[Who, Request], dict[Who, str]]:
+        """What each of the asked models is asked, and what is to be said about it."""
+        requests, notes = {}, {}
+        for who in ("tuned", "base") if at.compare else ("tuned",):
+            messages = [*at.talk.messages(who, len(at.talk.turns) - 1), {"role": "user", "content": at.talk.turns[-1].question}]
+            kept, dropped = self._engine.fit(messages, at.generation().max_new_tokens)
+            requests[who] = Request(tuple(kept), at.generation(), base=who == "base")
+            notes[who] = at.words["trimmed"].format(count=dropped) if dropped else ""
+        return requests, notes
+
+    # what is shown
+
+    def _busy(self, at: Context) -> Changes:
+        box = gr.Textbox("", interactive=False, submit_btn=False, stop_btn=True)
+        return self._shown(at) | {self.parts.box: box, self.parts.votes: gr.Row(visible=False)}
+
+    def _done(self, at: Context, message: str) -> Changes:
+        """The box takes the next message; one that was not answered is back in it."""
+        kept = at.kept | {"talk": at.talk.id}
+        box = gr.Textbox(message, interactive=True, submit_btn=True, stop_btn=False)
+        return {**self._shown(at), self.parts.box: box, self.parts.talk: at.talk, self.parts.kept: kept, self.parts.talks: self._list(kept)}
+
+    def _opened(self, at: Context) -> Changes:
+        cleared = dict.fromkeys(self.parts.status.values(), "")
+        return {**self._done(at, ""), **cleared, self.parts.settings["system"]: at.talk.system}
+
+    def _shown(self, at: Context) -> Changes:
+        turns = at.talk.turns
+        undecided = at.compare and bool(turns) and bool(turns[-1].tuned and turns[-1].base and not turns[-1].better)
+        return {chat: _messages(at, who) for who, chat in self.parts.chats.items()} | {self.parts.votes: gr.Row(visible=undecided)}
+
+    def _list(self, kept: dict) -> gr.Radio:
+        choices = [(talk.title, talk.id) for talk in self._shelf.all(kept["browser"])]
+        current = kept["talk"] if any(kept["talk"] == known for _, known in choices) else None
+        return gr.Radio(choices=choices, value=current)
+
+    def _tally(self, words: dict) -> gr.HTML:
+        count = self._votes.count()
+        return gr.HTML(words["votes"].format(**count), visible=any(count.values()))
+
+
+def _messages(at: Context, who: Who) -> list[dict]:
+    """Two entries a turn, so that the place of an entry names its turn."""
+    found = []
+    for turn in at.talk.turns:
+        pending = "…" if turn is at.talk.turns[-1] else f"*{at.words['no_answer']}*"
+        answer = (turn.tuned, turn.base)[who == "base"] or pending
+        found += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": answer}]
+    return found
+
+
+async def _some(asked: Asked) -> list:
+    """The next event and all that are there with it: a slow browser gets fewer, longer pieces."""
+    events = [await asked.events.get()]
+    while not asked.events.empty():
+        events.append(asked.events.get_nowait())
+    return events
+
+
+def _status(ending: Ending, note: str, words: dict) -> str:
+    told = [words["speed"].format(tokens=ending.completion_tokens, speed=ending.speed), words.get(ending.reason, ""), note]
+    return html.escape(" · ".join(text for text in told if text))

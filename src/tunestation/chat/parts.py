@@ -1,0 +1,66 @@
+"""The components of the page that change, and what its handlers are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import gradio as gr
+
+from tunestation.chat.talks import Talk, Who
+from tunestation.chat.words import WORDS
+from tunestation.recipe.schema import Generation
+
+
+@dataclass
+class Parts:
+    """The components of the page that change."""
+
+    talk: gr.State
+    kept: gr.BrowserState
+    language: gr.Radio
+    compare: gr.Checkbox
+    box: gr.Textbox
+    chats: dict[Who, gr.Chatbot]
+    status: dict[Who, gr.HTML]
+    base_column: gr.Column
+    votes: gr.Row
+    count: gr.HTML
+    talks: gr.Radio
+    rows: gr.Textbox
+    """Exported rows on their way to the browser."""
+    vote_buttons: dict[str, gr.Button]
+    new: gr.Button
+    export: gr.Button
+    settings_box: gr.Accordion
+    settings: dict[str, gr.Component] = field(default_factory=dict)
+    """system, then the fields of Generation."""
+
+
+class Context(NamedTuple):
+    """What every handler is given of the page."""
+
+    talk: Talk
+    kept: dict
+    """What the browser keeps: its own name, and the conversation it saw last."""
+    compare: bool
+    language: str
+    system: str
+    settings: Sequence[float]
+    """In the order of Generation."""
+
+    @classmethod
+    def of(cls, values: Sequence) -> Context:
+        """From the values of the components, in order."""
+        return cls(*values[:5], values[5:])
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The page's texts."""
+        return WORDS[self.language]
+
+    def generation(self) -> Generation:
+        """How answers are drawn; sliders give whole numbers as int or float."""
+        defaults = Generation()
+        return Generation(**{name: type(value)(given) for (name, value), given in zip(defaults, self.settings, strict=True)})

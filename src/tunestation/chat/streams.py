@@ -1,0 +1,46 @@
+"""Answers for code that runs in an event loop: the engine's thread hands over, the loop never waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunestation.chat.answers import Answer, Ending, Request, Sink
+from tunestation.chat.engine import Engine
+
+Event = tuple[Any, str | Ending]
+"""Which of the answers, and its next piece or its Ending."""
+
+
+@dataclass
+class Asked:
+    """Answers in the making."""
+
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    """Their events, mixed, each answer's in order."""
+    answers: list[Answer] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """End all of them at the next token; their Endings still come."""
+        for answer in self.answers:
+            answer.cancel()
+
+
+@asynccontextmanager
+async def asking(engine: Engine, requests: Mapping[Any, Request]) -> AsyncIterator[Asked]:
+    """Begin an answer to each of `requests`. Leaving the context cancels what is not ended. Raises as Engine.submit does."""
+    loop, asked = asyncio.get_running_loop(), Asked()
+    try:
+        for name, request in requests.items():
+            # Tokenising a long conversation takes a while: not in the loop.
+            asked.answers.append(await asyncio.to_thread(engine.submit, request, _sink(loop, asked.events, name)))
+        yield asked
+    finally:
+        asked.cancel()
+
+
+def _sink(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], name: Any) -> Sink:
+    return lambda event: loop.call_soon_threadsafe(events.put_nowait, (name, event))
