@@ -29,7 +29,7 @@ def test_a_configuration_carries_the_numbers_of_the_recipe(stage):
     made = zero.make(stage, "none", 2, 8, 0.5)
     assert (made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"], made["gradient_clipping"]) == (2, 8, 0.5)
     assert made["zero_optimization"]["stage"] == stage
-    assert made["bf16"] == {"enabled": True}
+    assert made["bf16"]["enabled"] is True
     assert ("stage3_gather_16bit_weights_on_model_save" in made["zero_optimization"]) == (stage == 3)
 
 
@@ -86,7 +86,7 @@ def test_xtuners_own_configurations_are_accepted(tmp_path):
     users = dict.fromkeys(auto, "auto") | {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     users |= {"zero_optimization": {"stage": 2, "overlap_comm": True}, "bf16": {"enabled": "auto"}}
     assert merged(tmp_path, users | {"fp16": {"enabled": "auto", "initial_scale_power": 16}}) == merged(tmp_path, users)
-    assert merged(tmp_path, users)["bf16"] == {"enabled": True}
+    assert merged(tmp_path, users)["bf16"] == MADE["bf16"]
 
 
 @pytest.mark.parametrize(

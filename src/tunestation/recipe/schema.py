@@ -115,8 +115,8 @@ class Runtime(Part):
     """A DeepSpeed JSON of your own beside the recipe; refused where it contradicts the recipe."""
     micro_batch_size: Positive = 1
     """Packs (or rows) that go through one GPU at once; divides `train.global_batch_size`."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, a third more work."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations in the backward pass: less memory, a third more work. auto: of as few layers as this GPU's memory asks for."""
     min_gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
     """What the recipe was made for; a smaller GPU is warned about before training."""
 
@@ -171,6 +171,10 @@ class Recipe(Part):
             (
                 self.runtime.offload == "all" and self.runtime.zero_stage != 3,
                 "runtime.offload|'all' needs runtime.zero_stage 3; stages 1 and 2 can offload the 'optimizer' only.",
+            ),
+            (
+                self.runtime.zero_stage == 3 and self.train.method == "qlora" and self.train.base.type == "fp8",
+                "train.base.type|'fp8' needs runtime.zero_stage 0, 1 or 2: stage 3 shards weights of 16 bits.",
             ),
             (self.runtime.offload == "optimizer" and self.runtime.zero_stage == 0, "runtime.offload|needs runtime.zero_stage 1, 2 or 3."),
             *(clash for place, part in enumerate(self.data.sources) for clash in self._data_clashes(f"data.sources.{place}", part)),

@@ -17,9 +17,12 @@ from tunestation.pipeline.process import STOP
 from tunestation.settings import nodes_training, world_size
 from tunestation.training import checkpoints, zero
 from tunestation.training import model as models
-from tunestation.training.batches import Collate, Visits, load_rows
+from tunestation.training.batches import Collate, Visits, lay, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
+from tunestation.training.fast.float8 import quantise_base
+from tunestation.training.fast.model import Fast, obstacle
 from tunestation.training.order import Order, draw, tokens_by_step
+from tunestation.training.rehearsal import Rehearsal
 from tunestation.training.trainer import RecipeTrainer, arguments
 
 CHECKPOINTS = "checkpoints"
@@ -30,6 +33,7 @@ def run(params: dict, job: Job) -> Result:
     settings, machine = params["settings"], job.machine
     _leave_out_shared_memory_op()
     _refuse_optimizer(settings["optimizer"])
+    _refuse_old_gpu(settings)
     _warn_of_small_gpu(machine["min_gpu_memory_gb"])
     accumulation = zero.accumulation_steps(settings["global_batch_size"], machine["micro_batch_size"], world_size())
     config = _zero_config(job, settings, accumulation)
@@ -42,7 +46,8 @@ def run(params: dict, job: Job) -> Result:
     set_seed(settings["seed"])
     model = _build(params, job, tokenizer, config)
     zero.set_buckets(config, models.trainable(model))
-    trainer = _trainer(params, job, model, tokenizer, args, rows, held_out, order)
+    fast = _fast(model, settings, job.machine, config)
+    trainer = _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order)
     return _train(trainer, job, order)
 
 
@@ -57,6 +62,14 @@ def _refuse_optimizer(name: str) -> None:
     if name != "adamw" and not torch.cuda.is_available():
         remedy = "Use adamw (--set train.optimizer=adamw)."
         raise InputError(f"train.optimizer '{name}' needs a CUDA GPU, and there is none.", remedy=remedy)
+
+
+def _refuse_old_gpu(settings: dict) -> None:
+    if settings["method"] == "qlora" and settings["base"]["type"] == "fp8" and torch.cuda.is_available():
+        found = torch.cuda.get_device_capability(models.device())
+        if found < (8, 9):
+            what = f"train.base.type 'fp8' needs a GPU of compute capability 8.9 or more; this one has {found[0]}.{found[1]}."
+            raise InputError(what, remedy="Use nf4 (--set train.base.type=nf4).")
 
 
 def _warn_of_small_gpu(wanted_gb: float | None) -> None:
@@ -81,26 +94,40 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.
     if base is None:
         model = models.new_model(params["new_model"], tokenizer)
     else:
-        quantise = settings["base"] if settings["method"] == "qlora" else None
+        quantise = settings["base"] if settings["method"] == "qlora" and settings["base"]["type"] == "nf4" else None
         model = models.load_base(job.volumes.path(base.ref), quantise, sharded)
     model.config.use_cache = False
-    if job.machine["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings["method"] != "full":
         model = models.add_adapters(model, settings["lora"], base.name)
     print(f"  {models.trainable(model):,} of {models.total(model):,} weights learn, on {models.device()}", flush=True)
     return model
 
 
-def _trainer(params, job, model, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:
+def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -> Fast | None:
+    """The fast step in place; None where transformers' own is taken, and why is said."""
+    reason = "ZeRO-3 shards the weights" if config["zero_optimization"]["stage"] == 3 else obstacle(model)
+    if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
+        quantise_base(model, models.device())
+    if reason is None:
+        return Fast.over(model)
+    print(f"  transformers' own step is taken, not the fast one: {reason}", flush=True)
+    if machine["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return None
+
+
+def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:
     settings, samples = params["settings"], params["samples"]
-    tokens = tokens_by_step(order, [len(ids) for ids in rows["input_ids"]], settings["global_batch_size"])
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    tokens = tokens_by_step(order, lengths, settings["global_batch_size"])
+    collate = lay if fast else Collate(tokenizer.pad_token_id)
     talk = [[*_system(samples), {"role": "user", "content": prompt}] for prompt in samples["prompts"]]
 
     def answer() -> list[str]:
         return batch_answers(model, tokenizer, talk, samples["max_new_tokens"]) if talk else []
 
     callbacks = [
+        *_rehearsal(model, fast, collate, rows, held_out, settings, job),
         TensorBoardCallback(SummaryWriter(log_dir=str(job.output / "logs"))),
         Watch(tokens, order.steps),
         Samples(answer, samples["every_steps"], job.output / "samples.json"),
@@ -112,13 +139,27 @@ def _trainer(params, job, model, tokenizer, args, rows, held_out, order: Order) 
         keep=settings["keep"],
         zero_stage=job.machine["zero_stage"],
         held_out=[held_out[index] for index in range(len(held_out))],
-        collate=Collate(tokenizer.pad_token_id),
+        collate=collate,
         model=model,
         args=args,
         train_dataset=Visits(rows, order.visits),
         eval_dataset=held_out,
         callbacks=callbacks,
     )
+
+
+def _rehearsal(model, fast, collate, rows, held_out, settings: dict, job: Job) -> list[Rehearsal]:
+    """Of training adapters: with all weights to learn, DeepSpeed alone knows where gradients go."""
+    if settings["method"] == "full" or job.machine["zero_stage"] == 3:
+        return []
+    longest = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))[: job.machine["micro_batch_size"]]
+    evaluated = max(held_out, key=lambda row: len(row["input_ids"]), default=None)
+    wanted = job.machine["gradient_checkpointing"]
+    checkpointing = None if wanted == "auto" else wanted
+    folder = job.output / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [rows[index] for index in longest]
+    return [Rehearsal(model, fast, collate, found, evaluated, checkpointing, folder, settings["keep"] + 2)]
 
 
 def _system(samples: dict) -> list[dict]:

@@ -17,6 +17,11 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(rows.float(), targets[labelled], reduction="sum")
 
 
+def of_outputs(outputs: object, labels: torch.Tensor) -> torch.Tensor:
+    """Sum over labelled tokens: the fast step has it already, transformers' own step gives logits."""
+    return summed_loss(outputs.logits, labels) if outputs.loss is None else outputs.loss
+
+
 def mean_over_batch(outputs: object, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
     """Trainer's `compute_loss_func`: divides by the labelled tokens of all micro-batches and ranks, never of one of them."""
-    return summed_loss(outputs.logits, labels) / num_items_in_batch
+    return of_outputs(outputs, labels) / num_items_in_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,14 +13,16 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tunestation.settings import nodes_training
 from tunestation.training import checkpoints
-from tunestation.training.batches import Collate
-from tunestation.training.loss import IGNORE, mean_over_batch, summed_loss
+from tunestation.training.loss import IGNORE, mean_over_batch, of_outputs
+
+Collator = Callable[[list[dict]], dict]
+"""`batches.lay` for the fast step, `batches.Collate` for transformers' own."""
 
 
 class RecipeTrainer(Trainer):
     """One epoch over the drawn visits; a checkpoint appears under its name only when it is complete."""
 
-    def __init__(self, *, folder: Path, keep: int, zero_stage: int, held_out: list[dict], collate: Collate, **options: object):
+    def __init__(self, *, folder: Path, keep: int, zero_stage: int, held_out: list[dict], collate: Collator, **options: object):
         super().__init__(compute_loss_func=mean_over_batch, data_collator=collate, **options)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -97,7 +100,7 @@ class RecipeTrainer(Trainer):
 
 
 @torch.no_grad()
-def held_out_loss(model: torch.nn.Module, rows: list[dict], collate: Collate, device: torch.device) -> float:
+def held_out_loss(model: torch.nn.Module, rows: list[dict], collate: Collator, device: torch.device) -> float:
     """Mean negative log-likelihood of all labelled tokens of `rows`, each rank taking its share.
 
     Every rank runs the same number of forward passes (ZeRO-3 gathers weights together); a spare one counts for nothing.
@@ -108,9 +111,9 @@ def held_out_loss(model: torch.nn.Module, rows: list[dict], collate: Collate, de
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for start in range(0, len(rows), world):
         mine = start + rank
-        batch = {name: value.to(device) for name, value in collate([rows[mine % len(rows)]]).items()}
+        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in collate([rows[mine % len(rows)]]).items()}
         labels = batch.pop("labels")
-        loss = summed_loss(model(**batch, use_cache=False).logits, labels)
+        loss = of_outputs(model(**batch, use_cache=False), labels)
         if mine < len(rows):
             totals += torch.stack([loss.double(), (labels[:, 1:] != IGNORE).sum().double()])
     if world > 1:

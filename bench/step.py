@@ -1,0 +1,274 @@
+"""Tokens a second and memory of a training step: `python bench/step.py --cases A,B,C --out FILE`.
+
+Models have known shapes and random weights; the step is the one that a recipe trains with, with and without DeepSpeed. Rules: the same
+weights and token ids for every stack, tokens without padding, median of the steps after warming up, `max_memory_allocated`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from models import VOCABULARY, build
+
+from tunestation.training import memory, zero
+from tunestation.training.batches import lay
+from tunestation.training.fast.model import Fast
+
+CUDA = torch.cuda.is_available()
+GIB = 2**30
+PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "deepspeed", "liger-kernel", "accelerate")
+
+
+@dataclass
+class Case:
+    """What is measured. `gib` caps what the planner may use; None is all of the GPU."""
+
+    name: str
+    base: str = "nf4"
+    shape: str = "internlm2-7b"
+    sequences: int = 8
+    length: int = 2048
+    gib: float | None = None
+    rank: int = 64
+    dropout: float = 0.0
+    deepspeed: bool = False
+    optimizer: str = "adamw"
+    documents: bool = False
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("A"),
+        Case("A4", sequences=4),
+        Case("B", sequences=4, gib=10.2, optimizer="paged"),
+        Case("C", sequences=1, gib=6.6, optimizer="paged"),
+        Case("C16", sequences=1, gib=6.6, rank=16, optimizer="paged"),
+        Case("E", base="fp8"),
+        Case("F", documents=True),
+        Case("FE", base="fp8", documents=True),
+        Case("G", shape="internlm2-1.8b"),
+        Case("GE", shape="internlm2-1.8b", base="fp8"),
+        Case("H", dropout=0.1),
+        Case("24", sequences=4, gib=23.0),
+        Case("bf16", base="bf16"),
+    )
+}
+
+
+def rows(case: Case, index: int) -> list[dict]:
+    """Random tokens: `sequences` of `length`, or as many tokens in documents of 60 to 600, their second half labelled."""
+    draw, generator = random.Random(index), torch.Generator().manual_seed(index)
+    vocabulary = VOCABULARY if case.shape != "tiny" else 512
+    lengths = [case.length] * case.sequences
+    if case.documents:
+        left, lengths = case.length * case.sequences, []
+        while left > 600:
+            lengths.append(draw.randint(60, 600))
+            left -= lengths[-1]
+        lengths.append(left)
+    found = []
+    for length in lengths:
+        ids = torch.randint(vocabulary, (length,), generator=generator).tolist()
+        prompt = length // 2 if case.documents else 0
+        found.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:], "position_ids": list(range(length))})
+    return found
+
+
+class Plain:
+    """A step without DeepSpeed: adapters in fp32, torch's fused AdamW or bitsandbytes' paged one."""
+
+    def __init__(self, model: Callable, case: Case, loss: Callable = lambda outputs, items: outputs.loss / items):
+        self.model, self.loss = model, loss
+        self.optimizer = optimizer(model, case)
+
+    def __call__(self, batch: dict, items: int) -> torch.Tensor:
+        loss = self.loss(self.model(**batch), items)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+class Zero2:
+    """A step under DeepSpeed ZeRO-2, configured as a recipe's."""
+
+    def __init__(self, model: torch.nn.Module, case: Case):
+        import deepspeed
+
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        config = zero.make(2, "none", 1, 1, 1.0)
+        zero.set_buckets(config, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+        self.engine = deepspeed.initialize(model=model, optimizer=optimizer(model, case), config=config)[0]
+
+    def __call__(self, batch: dict, items: int) -> torch.Tensor:
+        loss = self.engine(**batch).loss / items
+        self.engine.backward(loss)
+        self.engine.step()
+        return loss.detach()
+
+
+def optimizer(model: torch.nn.Module, case: Case) -> torch.optim.Optimizer:
+    """Of the adapters."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if case.optimizer == "paged" and CUDA:
+        import bitsandbytes as bnb
+
+        return bnb.optim.PagedAdamW32bit(weights, lr=1e-4)
+    return torch.optim.AdamW(weights, lr=1e-4, fused=CUDA)
+
+
+class Clock:
+    """Seconds between ticks as the GPU passes them, without making the host wait in between."""
+
+    def __init__(self) -> None:
+        self.ticks: list = []
+        self.tick()
+
+    def tick(self) -> None:
+        """The end of a step."""
+        if CUDA:
+            self.ticks.append(torch.cuda.Event(enable_timing=True))
+            self.ticks[-1].record()
+        else:
+            self.ticks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of each step."""
+        if not CUDA:
+            return [end - start for start, end in pairwise(self.ticks)]
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in pairwise(self.ticks)]
+
+
+def timed(step: Callable, batches: list[dict], items: list[int], tokens: float, steps: int, warm: int) -> dict:
+    """What was measured; `tokens` in a step on average."""
+    losses = [step(dict(batches[index % 3]), items[index % 3]) for index in range(warm)]
+    if CUDA:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock()
+    for index in range(steps):
+        losses.append(step(dict(batches[index % 3]), items[index % 3]))
+        clock.tick()
+    seconds = clock.seconds()
+    return {
+        "tokens_per_second": round(tokens / statistics.median(seconds)),
+        "slowest": round(tokens / max(seconds)),
+        "fastest": round(tokens / min(seconds)),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2) if CUDA else None,
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2) if CUDA else None,
+        "losses": [round(loss.item(), 4) for loss in losses[:3]],
+    }
+
+
+def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: int, profile: bool) -> dict:
+    """The row of one case."""
+    device = next(model.parameters()).device
+    batches = [lay(rows(case, index)) for index in range(3)]
+    batches = [{name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()} for batch in batches]
+    items = [len(batch["targets"]) for batch in batches]
+    tokens = sum(batch.pop("labels").numel() for batch in batches) / 3
+    step = (Zero2 if case.deepspeed else Plain)(model, case)
+    choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model), None, fast.dequantised)
+    fast.keep(choice)
+    found = {"case": case.name, "stack": "tunestation", "kept": choice.told} | timed(step, batches, items, tokens, steps, warm)
+    if profile:
+        show_profile(lambda: step(batches[0], items[0]))
+    return found | {name: value for name, value in asdict(case).items() if name != "name"}
+
+
+def free(case: Case, model: torch.nn.Module) -> int:
+    """Bytes that activations may take, as training reckons it: without gradients, Adam's states and a reserve."""
+    if not CUDA:
+        return 2**62
+    learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    total = int(case.gib * GIB) if case.gib else int(torch.cuda.mem_get_info()[1] * (1 - memory.SPARE))
+    states = (4 if case.optimizer == "paged" else 12) * learned
+    return total - torch.cuda.memory_allocated() - states
+
+
+def show_profile(step: Callable) -> None:
+    """Where one step's time goes, by kernel and by operator."""
+    kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as made:
+        step()
+        torch.cuda.synchronize()
+    for key in ("self_cuda_time_total", "self_cpu_time_total"):
+        print(made.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=60), flush=True)
+
+
+def machine() -> dict:
+    """What the numbers were read on."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ") if CUDA else ("", "")
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {"gpu": name, "driver": driver, "versions": versions | {"python": platform.python_version()}}
+
+
+def save(found: list[dict], out: Path) -> None:
+    """Add rows to a file of results."""
+    before = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+    out.write_text(json.dumps({"machine": machine(), "rows": before + found}, indent=1) + "\n", encoding="utf-8")
+
+
+def shown(found: list[dict]) -> str:
+    """Rows for people."""
+    return "\n".join(
+        f"{row['case']:8} {row['stack']:28} {row.get('tokens_per_second', 0):>8,} tok/s {row.get('peak_gib') or 0:>7} GiB  "
+        f"{row.get('kept') or row.get('note')} {row.get('failed', '')}"
+        for row in found
+    )
+
+
+def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> None:
+    """Measure the cases one after the other; `NAME+zero` is a case under DeepSpeed."""
+    found, model, fast, built = [], None, None, None
+    for name in names:
+        case = replace(CASES[name.removesuffix("+zero")], deepspeed=name.endswith("+zero"))
+        if shape:
+            case = replace(case, shape=shape, length=64 if shape == "tiny" else case.length)
+        wanted = (case.base, case.shape, case.rank, case.dropout, case.deepspeed)
+        if wanted != built:
+            model = fast = None
+            gc.collect()
+            model, built = build(case.shape, case.base, case.rank, case.dropout).train(), wanted
+            fast = Fast.over(model)
+        fast.forget()
+        gc.collect()
+        if CUDA:
+            torch.cuda.empty_cache()
+        found.append(measure(case, model, fast, steps, warm, name in profiled))
+        print(shown(found[-1:]), flush=True)
+        save(found[-1:], out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", default="C,B,A,E")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warm", type=int, default=3)
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--shape")
+    parser.add_argument("--out", type=Path, default=Path("step.json"))
+    given = parser.parse_args()
+    run(given.cases.split(","), given.steps, given.warm, given.profile.split(","), given.shape, given.out)

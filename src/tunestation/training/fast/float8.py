@@ -1,0 +1,120 @@
+"""A frozen base in 8-bit floats: each row of weights has a scale, each row of activations gets one on the fly; adapters stay in 16 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tunestation.training.fast import ops
+from tunestation.training.fast.projection import Projection, Scratch
+
+
+class Float8Linear(nn.Module):
+    """A linear layer whose frozen weight is float8_e4m3fn, once by rows for y = x W' and once by columns for dx = dy W.
+
+    The weights are plain attributes: DeepSpeed turns every floating-point parameter and buffer into bfloat16.
+    """
+
+    def __init__(self, linear: nn.Linear, device: torch.device):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        weight = linear.weight.data.to(device)
+        self.by_rows = ops.quantise_rows(weight)
+        self.by_columns = ops.quantise_rows(weight.t().contiguous())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight [out_features, in_features] that forward passes use, in bfloat16."""
+        quantised, scales = self.by_rows
+        return (quantised.float() * scales).bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Generation and layers that the fast step does not know: 16-bit arithmetic on the same weights."""
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+def quantise_base(model: nn.Module, device: torch.device) -> None:
+    """Turn the base layer of every adapted linear layer of `model` into 8-bit floats on `device`."""
+    for module in model.modules():
+        if hasattr(module, "lora_A") and isinstance(module.base_layer, nn.Linear):
+            module.base_layer = Float8Linear(module.base_layer, device)
+
+
+class Float8Projection(Projection):
+    """The same interface over 8-bit weights: the base product in 8 bits, the adapter's share added in 16."""
+
+    def __init__(self, modules: list[nn.Module], scratch: Scratch):
+        super().__init__(modules, scratch)
+        bases = [member.base for member in self.members]
+        self.by_rows = _join([base.by_rows for base in bases])
+        by_columns = [base.by_columns for base in bases]
+        # dx sums over the outputs of all members, which have column scales of their own: one scale a column serves all of them
+        self.by_columns = by_columns[0] if len(bases) == 1 else ops.quantise_rows(
+            torch.cat([(quantised.float() * scales).bfloat16() for quantised, scales in by_columns], 1)
+        )
+        for base, size, rows in zip(bases, self.sizes, _starts(self.sizes), strict=True):
+            base.by_rows = tuple(part[rows : rows + size] for part in self.by_rows)
+            base.by_columns = None
+
+    def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
+        return ops.empty_eight(len(rows), columns, rows.device)
+
+    def forward(self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None) -> torch.Tensor:
+        k = self.columns
+        y = multiply(eight or ops.quantise_rows(rows[:, :k]), self.by_rows, self._bias(), rows.dtype)
+        if self.rank:
+            torch.mm(self._adapter_input(rows[:, :k], seed), self._all_a(rows).t(), out=rows[:, k:])
+        for member, start, size, rank, r in self._parts():
+            tail, b = rows[:, k + rank : k + rank + r], member.adapter[1].to(y.dtype)
+            ops.add_low_rank(y[:, start : start + size], tail, b, member.scale)
+        return y
+
+    def backward(
+        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
+    ) -> torch.Tensor | None:
+        n = self.outputs
+        for member, start, size, rank, r in self._parts():
+            b = member.adapter[1].to(grads.dtype) * member.scale
+            torch.mm(grads[:, start : start + size], b, out=grads[:, n + rank : n + rank + r])
+        if not wanted:
+            return None
+        dx = multiply(eight or ops.quantise_rows(grads[:, :n]), self.by_columns, None, grads.dtype)
+        if not self.rank:
+            return dx
+        if seed is None or not self.p:
+            ops.add_low_rank(dx, grads[:, n:], self._all_a(grads).t(), 1.0)
+            return dx
+        ops.dropout(grads[:, n:] @ self._all_a(grads), self.p, seed, dx, added=dx)
+        return dx
+
+    def keep_weights(self, like: torch.Tensor | None) -> None:
+        """8-bit weights are always at hand."""
+
+    def _all_a(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.cat([member.adapter[0].to(like.dtype) for member in self.members if member.adapter])
+
+    def _parts(self):
+        ranks = _starts(self.ranks)
+        for member, start, size, rank, r in zip(self.members, _starts(self.sizes), self.sizes, ranks, self.ranks, strict=True):
+            if r:
+                yield member, start, size, rank, r
+
+
+def multiply(x: ops.Eight, weight: ops.Eight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """x [T, K] times the transpose of weight [N, K], both in 8 bits with a scale for each row; result [T, N] in `dtype`."""
+    (values, scales), (weights, weight_scales) = x, weight
+    if values.is_cuda:
+        return torch._scaled_mm(values, weights.t(), scales, weight_scales.t(), bias, out_dtype=dtype, use_fast_accum=True)
+    y = (values.float() * scales) @ (weights.float() * weight_scales).t()
+    return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def _join(parts: list[ops.Eight]) -> ops.Eight:
+    values, scales = zip(*parts, strict=True)
+    # float8 has no concatenation on every device; its bytes have
+    return torch.cat([value.view(torch.uint8) for value in values]).view(values[0].dtype), torch.cat(scales)
+
+
+def _starts(sizes: list[int]) -> list[int]:
+    return [sum(sizes[:index]) for index in range(len(sizes))]

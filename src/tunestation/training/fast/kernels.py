@@ -1,0 +1,225 @@
+"""Triton kernels of the fast step. `ops` says what each computes; here is only how a GPU does it.
+
+All of them are bound by memory traffic. They write into rows of any stride, because the products read inputs that carry the adapter's
+share behind each row (see `projection`); that is why the kernels of a library do not fit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+def _warps(columns: int) -> int:
+    """Warps of a program that holds a whole row of `columns` in registers."""
+    return 4 if columns <= 2048 else 8 if columns <= 8192 else 16
+
+
+@triton.jit
+def _store_eight(value, eight, scales, row, at, columns, inside):
+    """A whole row in 8 bits; `ops.quantise_rows` says how."""
+    scale = tl.maximum(tl.max(tl.abs(value)), 1e-12) / 448.0
+    tl.store(scales + row, scale)
+    tl.store(eight + row * columns + at, (value / scale).to(eight.dtype.element_ty), inside)
+
+
+@triton.jit
+def _rms_norm(
+    h, added, weight, total, out, out_stride, eight, scales, columns, eps, ADD: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    x = tl.load(h + row * columns + at, inside, 0).to(tl.float32)
+    if ADD:
+        x = (x + tl.load(added + row * columns + at, inside, 0).to(tl.float32)).to(total.dtype.element_ty)
+        tl.store(total + row * columns + at, x, inside)
+        x = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
+    value = (x * scale * tl.load(weight + at, inside, 0).to(tl.float32)).to(out.dtype.element_ty)
+    tl.store(out + row * out_stride + at, value, inside)
+    if EIGHT:
+        _store_eight(value.to(tl.float32), eight, scales, row, at, columns, inside)
+
+
+def rms_norm(h, weight, eps, out, added, total, eight) -> None:
+    rows, columns = h.shape
+    other = h if added is None else added
+    target = h if total is None else total
+    _rms_norm[(rows,)](
+        h, other, weight, target, out, out.stride(0), *(eight or (h, h)), columns, eps,
+        ADD=added is not None, EIGHT=eight is not None, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns),
+    )  # fmt: skip
+
+
+@triton.jit
+def _rms_norm_backward(
+    grad, h, weight, residual, residual_stride, out, out_stride, columns, eps, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    x = tl.load(h + row * columns + at, inside, 0).to(tl.float32)
+    g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32) * tl.load(weight + at, inside, 0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
+    unit = x * scale
+    tl.store(grad + row * columns + at, unit * tl.load(weight + at, inside, 0).to(tl.float32), inside)
+    result = scale * (g - unit * (tl.sum(g * unit) / columns))
+    if RESIDUAL:
+        result += tl.load(residual + row * residual_stride + at, inside, 0).to(tl.float32)
+    tl.store(out + row * out_stride + at, result, inside)
+
+
+def rms_norm_backward(grad, h, weight, eps, out, residual=None) -> None:
+    rows, columns = h.shape
+    added = h if residual is None else residual
+    _rms_norm_backward[(rows,)](
+        grad, h, weight, added, added.stride(0), out, out.stride(0), columns, eps,
+        RESIDUAL=residual is not None, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns),
+    )  # fmt: skip
+
+
+@triton.jit
+def _copy_in_eight(x, eight, scale, columns: tl.constexpr, BLOCK: tl.constexpr):
+    """A row that this program has just written, again in 8 bits."""
+    tl.debug_barrier()
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        value = tl.load(x + at, at < columns, 0).to(tl.float32) / scale
+        tl.store(eight + at, value.to(eight.dtype.element_ty), at < columns)
+
+
+@triton.jit
+def _swiglu(gate_up, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < columns
+        gate = tl.load(gate_up + row * 2 * columns + at, inside, 0).to(tl.float32)
+        up = tl.load(gate_up + row * 2 * columns + columns + at, inside, 0).to(tl.float32)
+        value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+        tl.store(out + row * out_stride + at, value, inside)
+        largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
+    if EIGHT:
+        scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
+        tl.store(scales + row, scale)
+        _copy_in_eight(out + row * out_stride, eight + row * columns, scale, columns, BLOCK)
+
+
+def swiglu(gate_up, out, eight) -> None:
+    rows, columns = out.shape
+    _swiglu[(rows,)](
+        gate_up, out, out.stride(0), *(eight or (out, out)), columns, EIGHT=eight is not None, BLOCK=2048, num_warps=8
+    )  # fmt: skip
+
+
+@triton.jit
+def _swiglu_backward(gate_up, grad, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < columns
+        gate = tl.load(gate_up + row * 2 * columns + at, inside, 0).to(tl.float32)
+        up = tl.load(gate_up + row * 2 * columns + columns + at, inside, 0).to(tl.float32)
+        g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32)
+        sigmoid = tl.sigmoid(gate)
+        silu = gate * sigmoid
+        d_gate = (g * up * (sigmoid + silu * (1 - sigmoid))).to(out.dtype.element_ty)
+        d_up = (g * silu).to(out.dtype.element_ty)
+        tl.store(out + row * out_stride + at, d_gate, inside)
+        tl.store(out + row * out_stride + columns + at, d_up, inside)
+        tl.store(grad + row * columns + at, silu * up, inside)
+        largest = tl.maximum(largest, tl.maximum(tl.abs(d_gate.to(tl.float32)), tl.abs(d_up.to(tl.float32))))
+    if EIGHT:
+        scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
+        tl.store(scales + row, scale)
+        _copy_in_eight(out + row * out_stride, eight + row * 2 * columns, scale, 2 * columns, BLOCK)
+
+
+def swiglu_backward(gate_up, grad, out, eight) -> None:
+    rows, columns = grad.shape
+    _swiglu_backward[(rows,)](
+        gate_up, grad, out, out.stride(0), *(eight or (out, out)), columns, EIGHT=eight is not None, BLOCK=2048, num_warps=8
+    )  # fmt: skip
+
+
+@triton.jit
+def _rotate(x, x_row, x_head, out, out_row, out_head, cos, sin, table_row, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    at = tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (at < half)
+    c = tl.load(cos + row * table_row + at, at < half, 0).to(tl.float32)
+    s = tl.load(sin + row * table_row + at, at < half, 0).to(tl.float32) * sign
+    a = tl.load(x + row * x_row + head * x_head + at, inside, 0).to(tl.float32)
+    b = tl.load(x + row * x_row + head * x_head + half + at, inside, 0).to(tl.float32)
+    tl.store(out + row * out_row + head * out_head + at, a * c - b * s, inside)
+    tl.store(out + row * out_row + head * out_head + half + at, b * c + a * s, inside)
+
+
+def rotate(x, cos, sin, out, sign) -> None:
+    rows, heads, size = x.shape
+    _rotate[(rows, triton.cdiv(heads, 8))](
+        x, x.stride(0), x.stride(1), out, out.stride(0), out.stride(1), cos, sin, cos.stride(0), heads, size // 2, sign,
+        HEADS=8, HALF=triton.next_power_of_2(size // 2), num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _copy(x, x_row, out, out_row, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + row * out_row + at, tl.load(x + row * x_row + at, at < columns, 0), at < columns)
+
+
+def copy(x, out) -> None:
+    rows, columns = x.shape
+    _copy[(rows, triton.cdiv(columns, 4096))](x, x.stride(0), out, out.stride(0), columns, BLOCK=4096, num_warps=8)
+
+
+@triton.jit
+def _mix(x):
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit(do_not_specialize=["seed", "limit"])
+def _dropout(x, x_row, other, other_row, out, out_row, columns, seed, limit, scale, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < columns
+    index = (row * columns).to(tl.uint32) + at.to(tl.uint32)
+    kept = _mix(_mix(index) ^ seed.to(tl.uint32)) >= limit.to(tl.uint32)
+    value = tl.load(x + row * x_row + at, inside, 0).to(tl.float32)
+    value = tl.where(kept, value * scale, 0.0)
+    if ADD:
+        value += tl.load(other + row * other_row + at, inside, 0).to(tl.float32)
+    tl.store(out + row * out_row + at, value, inside)
+
+
+def dropout(x, p, seed, out, added=None) -> None:
+    rows, columns = x.shape
+    other = x if added is None else added
+    _dropout[(rows, triton.cdiv(columns, 2048))](
+        x, x.stride(0), other, other.stride(0), out, out.stride(0), columns, seed, int(p * 2**32), 1 / (1 - p),
+        ADD=added is not None, BLOCK=2048, num_warps=8,
+    )  # fmt: skip
+
+
+@triton.jit
+def _quantise_rows(x, x_row, out, scales, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    value = tl.load(x + row * x_row + at, at < columns, 0).to(tl.float32)
+    _store_eight(value, out, scales, row, at, columns, at < columns)
+
+
+def quantise_rows(x, out, scales) -> None:
+    rows, columns = x.shape
+    block = triton.next_power_of_2(columns)
+    _quantise_rows[(rows,)](x, x.stride(0), out, scales, columns, BLOCK=block, num_warps=min(32, max(4, block // 1024)))

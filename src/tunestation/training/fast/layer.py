@@ -1,0 +1,226 @@
+"""A decoder layer as one autograd function, forward and backward written out: it decides what is kept and what is computed again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from torch import nn
+
+from tunestation.training.fast import ops
+from tunestation.training.fast.attention import Documents, attend
+from tunestation.training.fast.projection import Projection, Scratch
+
+
+class Keep(IntEnum):
+    """What a layer holds between forward and backward pass, from fastest to smallest."""
+
+    ALL = 0
+    """Everything but what elementwise work makes again: inputs of norms, queries, keys, values, attention, gate and up."""
+    ATTENTION = 1
+    """All but gate and up: their product is computed again."""
+    INPUT = 2
+    """The layer's input alone; all but the last product is computed again."""
+
+
+@dataclass
+class Step:
+    """What all layers of a micro-batch share."""
+
+    documents: Documents
+    cos: torch.Tensor
+    """[T, head size // 2], as `sin`."""
+    sin: torch.Tensor
+    seed: int | None
+    """Of this micro-batch's dropout; None drops nothing."""
+
+
+@dataclass
+class Kept:
+    """Activations of one layer; a tail is an input's adapter share xA' [T, R]."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    attention: torch.Tensor
+    """[T, heads, size], with the graph back to q, k, v."""
+    tail_qkv: torch.Tensor
+    tail_o: torch.Tensor
+    middle: torch.Tensor
+    """Residual stream between attention and MLP [T, K]."""
+    gate_up: torch.Tensor | None = None
+    tail_gate_up: torch.Tensor | None = None
+    tail_down: torch.Tensor | None = None
+
+
+class Layer:
+    """Runs one decoder layer of a Llama-like model over the weights of its modules."""
+
+    def __init__(self, module: nn.Module, index: int, projection: type[Projection], scratch: Scratch):
+        attention, mlp = module.self_attn, module.mlp
+        self.index = index
+        self.qkv = projection([attention.q_proj, attention.k_proj, attention.v_proj], scratch)
+        self.o = projection([attention.o_proj], scratch)
+        self.gate_up = projection([mlp.gate_proj, mlp.up_proj], scratch)
+        self.down = projection([mlp.down_proj], scratch)
+        self.projections = (self.qkv, self.o, self.gate_up, self.down)
+        self.norm1, self.norm2 = module.input_layernorm, module.post_attention_layernorm
+        self.size, self.scale = attention.head_dim, attention.scaling
+        self.heads = [size // self.size for size in self.qkv.sizes]
+        self.keep = Keep.ALL
+
+    @property
+    def adapters(self) -> list[nn.Parameter]:
+        """All A and B of this layer, in the order of their gradients."""
+        return [weight for projection in self.projections for weight in projection.adapters]
+
+    def __call__(self, h: torch.Tensor, step: Step) -> torch.Tensor:
+        """h [T, K] -> [T, K]."""
+        return _Layer.apply(h, self, step, *self.adapters)
+
+    def seeds(self, step: Step) -> list[int | None]:
+        """Of the dropout before each projection."""
+        first = len(self.projections) * self.index
+        return [None if step.seed is None else (step.seed + first + place) % 2**31 for place in range(len(self.projections))]
+
+    def attend(self, h: torch.Tensor, step: Step) -> tuple[Kept, tuple]:
+        """The first half; also the rows that gate and up read, in 8 bits too where they ask for it."""
+        seed, seed_o, _, _ = self.seeds(step)
+        rows = self.qkv.input(h)
+        eight = self.qkv.eight(rows, self.qkv.columns)
+        normalise(self.norm1, h, rows[:, : self.qkv.columns], eight=eight)
+        qkv = self.qkv.forward(rows, seed, eight).unflatten(1, (-1, self.size))
+        tail = rows[:, self.qkv.columns :].clone()
+        turned = qkv[:, : -self.heads[2]]
+        ops.rotate(turned, step.cos, step.sin, turned)
+        q, k, v = (part.detach().requires_grad_() for part in qkv.split(self.heads, 1))
+        with torch.enable_grad():
+            attention = attend(q, k, v, step.documents, self.scale)
+        rows = self.o.input(h)
+        ops.copy(attention.detach().flatten(1), rows[:, : self.o.columns])
+        added, middle = self.o.forward(rows, seed_o), torch.empty_like(h)
+        tail_o = rows[:, self.o.columns :].clone()
+        rows = self.gate_up.input(h)
+        eight = self.gate_up.eight(rows, self.gate_up.columns)
+        normalise(self.norm2, h, rows[:, : self.gate_up.columns], added, middle, eight)
+        return Kept(q, k, v, attention, tail, tail_o, middle), (rows, eight)
+
+    def expand(self, kept: Kept, read: tuple, step: Step) -> None:
+        """Gate and up from what they read."""
+        rows, eight = read
+        kept.gate_up = self.gate_up.forward(rows, self.seeds(step)[2], eight)
+        kept.tail_gate_up = rows[:, self.gate_up.columns :].clone()
+
+    def contract(self, kept: Kept, step: Step) -> torch.Tensor:
+        """The layer's result from gate and up."""
+        rows = self.down.input(kept.middle)
+        eight = self.down.eight(rows, self.down.columns)
+        ops.swiglu(kept.gate_up, rows[:, : self.down.columns], eight)
+        added = self.down.forward(rows, self.seeds(step)[3], eight)
+        kept.tail_down = rows[:, self.down.columns :].clone()
+        return added.add_(kept.middle)
+
+    def again(self, h: torch.Tensor, kept: Kept, step: Step) -> Kept:
+        """`kept` completed by what this layer's `keep` left out."""
+        if self.keep is Keep.ALL:
+            return kept
+        tail_down = kept.tail_down
+        if self.keep is Keep.INPUT:
+            kept, read = self.attend(h, step)
+        else:
+            rows = self.gate_up.input(h)
+            read = rows, self.gate_up.eight(rows, self.gate_up.columns)
+            normalise(self.norm2, kept.middle, rows[:, : self.gate_up.columns], eight=read[1])
+        self.expand(kept, read, step)
+        kept.tail_down = tail_down
+        return kept
+
+    def left_out(self, kept: Kept) -> Kept:
+        """`kept` without what is computed again."""
+        if self.keep is Keep.INPUT:
+            return Kept(*[None] * 7, tail_down=kept.tail_down)
+        return replace(kept, gate_up=None, tail_gate_up=None) if self.keep is Keep.ATTENTION else kept
+
+    def backward(self, h: torch.Tensor, kept: Kept, step: Step, d_out: torch.Tensor, wanted: bool) -> tuple:
+        """(dh or None, gradients of `adapters`)."""
+        d_middle, d_mlp = self._backward_mlp(kept, step, d_out)
+        dh, d_attention = self._backward_attention(h, kept, step, d_middle, wanted)
+        return dh, [*d_attention, *d_mlp]
+
+    def _backward_mlp(self, kept: Kept, step: Step, d_out: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Gradient of `middle` in the rows that the attention's last projection reads, and of the MLP's adapters."""
+        _, _, seed, seed_down = self.seeds(step)
+        rows = self.down.gradient(d_out)
+        ops.copy(d_out, rows[:, : self.down.outputs])
+        d_act = self.down.backward(rows, seed_down)
+        grads = self.gate_up.gradient(d_out)
+        eight = self.gate_up.eight(grads, self.gate_up.outputs)
+        ops.swiglu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], eight)
+        kept.gate_up = None
+        d_down = self.down.adapter_gradients(rows, d_act, kept.tail_down, seed_down)
+        del rows, d_act
+        dx = self.gate_up.backward(grads, seed, eight)
+        del eight
+        rows = self.o.gradient(d_out)
+        _denormalise(self.norm2, dx, kept.middle, rows[:, : self.o.outputs], d_out)
+        d_gate_up = self.gate_up.adapter_gradients(grads, dx, kept.tail_gate_up, seed)
+        return rows, [*d_gate_up, *d_down]
+
+    def _backward_attention(self, h, kept: Kept, step: Step, d_middle: torch.Tensor, wanted: bool) -> tuple:
+        """dh (None unless `wanted`) and the gradients of the attention's adapters; `d_middle` as `_backward_mlp` left it."""
+        seed, seed_o, _, _ = self.seeds(step)
+        d_attention = self.o.backward(d_middle, seed_o)
+        d_o = self.o.adapter_gradients(d_middle, kept.attention.detach().flatten(1), kept.tail_o, seed_o)
+        grads = self.qkv.gradient(h)
+        turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
+        parts = grads[:, : self.qkv.outputs].unflatten(1, (-1, self.size)).split(self.heads, 1)
+        for gradient, part in zip(turned[:2], parts, strict=False):
+            ops.rotate(gradient, step.cos, step.sin, part, sign=-1)
+        ops.copy(turned[2].flatten(1), grads[:, self.qkv.outputs - self.qkv.sizes[2] : self.qkv.outputs])
+        del turned, d_attention
+        kept.attention = None
+        x, dh = self.qkv.backward(grads, seed, wanted=wanted), None
+        if wanted:
+            dh = torch.empty_like(h)
+            _denormalise(self.norm1, x, h, dh, d_middle[:, : self.o.outputs])
+        else:
+            x = torch.empty_like(h)
+            normalise(self.norm1, h, x)
+        return dh, [*self.qkv.adapter_gradients(grads, x, kept.tail_qkv, seed), *d_o]
+
+
+def normalise(
+    norm: nn.Module,
+    h: torch.Tensor,
+    out: torch.Tensor,
+    added: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    eight: ops.Eight | None = None,
+) -> None:
+    """`norm` of h (or of h + added, kept in `total`) to `out`, and to `eight` in 8 bits."""
+    ops.rms_norm(h, norm.weight, norm.variance_epsilon, out, added, total, eight)
+
+
+def _denormalise(norm: nn.Module, grad: torch.Tensor, h: torch.Tensor, out: torch.Tensor, residual: torch.Tensor) -> None:
+    """The gradient of `norm`'s input to `out`, and its result, which adapters want, to `grad`."""
+    ops.rms_norm_backward(grad, h, norm.weight, norm.variance_epsilon, out, residual)
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: torch.Tensor, layer: Layer, step: Step, *adapters: torch.Tensor) -> torch.Tensor:
+        kept, read = layer.attend(h, step)
+        layer.expand(kept, read, step)
+        del read
+        out = layer.contract(kept, step)
+        ctx.save_for_backward(h)
+        ctx.layer, ctx.step, ctx.kept = layer, step, layer.left_out(kept)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out: torch.Tensor) -> tuple:
+        (h,) = ctx.saved_tensors
+        kept, ctx.kept = ctx.layer.again(h, ctx.kept, ctx.step), None
+        dh, gradients = ctx.layer.backward(h, kept, ctx.step, d_out, ctx.needs_input_grad[0])
+        return dh, None, None, *gradients

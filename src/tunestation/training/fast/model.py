@@ -1,0 +1,132 @@
+"""The fast step over a whole model: which models it knows, and the forward pass that takes their modules' place in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from tunestation.training import memory
+from tunestation.training.fast import nf4
+from tunestation.training.fast.attention import Documents
+from tunestation.training.fast.float8 import Float8Linear, Float8Projection
+from tunestation.training.fast.head import summed_loss
+from tunestation.training.fast.layer import Keep, Layer, Step
+from tunestation.training.fast.projection import Member, Projection, Scratch
+
+FAMILIES = ("llama", "mistral", "qwen2")
+"""Families of transformers whose decoder layer is: norm, q, k, v, half-split rotary, attention, o, norm, SwiGLU."""
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why `model`, a peft model, takes transformers' own step; None if the fast one knows it."""
+    if not hasattr(model, "peft_config"):
+        return "all weights learn"
+    inner = model.get_base_model()
+    config = inner.config
+    if config.model_type not in FAMILIES:
+        return f"it does not know the family '{config.model_type}'"
+    if config.hidden_act != "silu" or getattr(config, "attention_dropout", 0) or _slides(config):
+        return "it knows silu, no dropout on attention and no sliding window"
+    for name, module in inner.model.layers.named_modules():
+        if hasattr(module, "lora_A") or isinstance(module, nn.Linear):
+            reason = _strange(Member(module)) if "lora_" not in name else None
+            if reason:
+                return f"{name} {reason}"
+    if hasattr(inner.lm_head, "lora_A") or hasattr(inner.model.embed_tokens, "lora_embedding_A"):
+        return "the head or the embedding is adapted"
+    return None
+
+
+def _slides(config: object) -> bool:
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+
+
+def _strange(member: Member) -> str | None:
+    if member.base.weight.requires_grad:
+        return "learns"
+    if hasattr(member.base.weight, "quant_state") and not nf4.supported(member.base.weight):
+        return "is quantised, but not to NF4 in blocks of 64 within a row"
+    return None
+
+
+@dataclass
+class Fast:
+    """The fast step of one model: put in place of its forward pass, and told what to keep in memory."""
+
+    model: PreTrainedModel
+    layers: list[Layer]
+    logits: int = memory.LITTLE_LOGITS
+    """Bytes of logits that exist at once."""
+
+    @classmethod
+    def over(cls, adapted: nn.Module) -> Fast:
+        """Take over the training forward pass of `adapted`, a peft model without an `obstacle`."""
+        inner, scratch = adapted.get_base_model(), Scratch()
+        eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
+        projection = Float8Projection if eight_bit else Projection
+        fast = cls(inner, [Layer(module, index, projection, scratch) for index, module in enumerate(inner.model.layers)])
+        stock = inner.forward
+        inner.forward = lambda *args, cu_seqlens=None, **options: (
+            stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
+        )
+        return fast
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        longest: int,
+        labelled: torch.Tensor,
+        targets: torch.Tensor,
+        **_: object,
+    ) -> CausalLMOutputWithPast:
+        """The summed loss of a micro-batch as `batches.Lay` makes it: input_ids, position_ids [1, T]; the rest is said there."""
+        backbone = self.model.model
+        h = backbone.embed_tokens(input_ids)
+        cos, sin = backbone.rotary_emb(h, position_ids)
+        half = cos.shape[-1] // 2
+        documents = Documents(cu_seqlens, longest, input_ids.shape[1])
+        step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed())
+        h = h[0]
+        for layer in self.layers:
+            h = layer(h, step)
+        head = self.model.lm_head.weight
+        rows = max(1, self.logits // (head.shape[0] * h.element_size()))
+        return CausalLMOutputWithPast(loss=summed_loss(h, backbone.norm, head, labelled, targets, rows))
+
+    def _seed(self) -> int | None:
+        """Drawn from torch's generator on the host, which checkpoints keep."""
+        drops = self.model.training and any(projection.p for layer in self.layers for projection in layer.projections)
+        return int(torch.randint(2**31, (1,))) if drops else None
+
+    @property
+    def shape(self) -> memory.Shape:
+        """What memory is reckoned with."""
+        rank = max(rank for layer in self.layers for projection in layer.projections for rank in projection.ranks)
+        return memory.Shape.of(self.model.config.to_dict(), rank)
+
+    @property
+    def dequantised(self) -> bool:
+        """Whether weights are made from 4-bit ones (or copied from 16-bit ones) for each product."""
+        return not isinstance(self.layers[0].qkv, Float8Projection)
+
+    def forget(self) -> None:
+        """Give back weights held ready and the buffer for others."""
+        for layer in self.layers:
+            for projection in layer.projections:
+                projection.keep_weights(None)
+                projection.scratch.flat = None
+
+    def keep(self, choice: memory.Choice) -> None:
+        """Hold in memory from now on what `choice` says."""
+        self.logits = choice.logits
+        like = self.model.model.norm.weight
+        for index, (layer, level) in enumerate(zip(self.layers, choice.levels, strict=True)):
+            layer.keep = Keep(level)
+            for projection in layer.projections:
+                projection.keep_weights(like if index < choice.dense else None)

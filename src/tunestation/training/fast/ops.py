@@ -1,0 +1,164 @@
+"""What the fast step computes between its products. Each function is written out in torch, for CPUs and as the definition; on a GPU one
+Triton kernel does the same. Arithmetic is in fp32, whatever the dtype of the arguments; results are rounded once.
+
+Shapes: T tokens of a micro-batch, K columns. Rows of `out` may be strided; everything else is contiguous. Where `eight` is given, `out` is
+written there too, as `quantise_rows` would: it saves reading it once more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+Eight = tuple[torch.Tensor, torch.Tensor]
+"""float8_e4m3fn values [T, K] and fp32 scales [T, 1]; their product is what they stand for."""
+
+
+def _kernels():
+    from tunestation.training.fast import kernels
+
+    return kernels
+
+
+def _product_kernels():
+    from tunestation.training.fast import product_kernels
+
+    return product_kernels
+
+
+def rms_norm(
+    h: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    added: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    eight: Eight | None = None,
+) -> None:
+    """out = weight * x / rms(x) (arXiv 1910.07467), x being h [T, K], or h + added, which is also written to `total`."""
+    if h.is_cuda:
+        return _kernels().rms_norm(h, weight, eps, out, added, total, eight)
+    if added is not None:
+        h = total.copy_(h + added)
+    x = h.float()
+    out.copy_(x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps) * weight.float())
+    _fill(eight, out)
+
+
+def rms_norm_backward(
+    grad: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, residual: torch.Tensor | None = None
+) -> None:
+    """out = gradient of rms_norm's input, plus `residual`, the gradient that reached the same input past the norm. The weight is frozen.
+
+    `grad`, of the norm's result, is overwritten with that result itself.
+    """
+    if h.is_cuda:
+        return _kernels().rms_norm_backward(grad, h, weight, eps, out, residual)
+    x, g = h.float(), grad.float() * weight.float()
+    scale = torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
+    unit = x * scale
+    result = scale * (g - unit * (g * unit).mean(1, keepdim=True))
+    out.copy_(result if residual is None else result + residual.float())
+    grad.copy_(unit * weight.float())
+
+
+def swiglu(gate_up: torch.Tensor, out: torch.Tensor, eight: Eight | None = None) -> None:
+    """out [T, K] = silu(gate) * up (arXiv 2002.05202); gate_up [T, 2K] holds gate, then up."""
+    if gate_up.is_cuda:
+        return _kernels().swiglu(gate_up, out, eight)
+    gate, up = gate_up.float().chunk(2, 1)
+    out.copy_(functional.silu(gate) * up)
+    _fill(eight, out)
+
+
+def swiglu_backward(gate_up: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, eight: Eight | None = None) -> None:
+    """out [T, 2K] = gradients of gate and up; `grad` [T, K], of swiglu's result, is overwritten with that result itself."""
+    if gate_up.is_cuda:
+        return _kernels().swiglu_backward(gate_up, grad, out, eight)
+    gate, up = gate_up.float().chunk(2, 1)
+    g, sigmoid = grad.float(), torch.sigmoid(gate)
+    silu = gate * sigmoid
+    out.copy_(torch.cat([g * up * (sigmoid + silu * (1 - sigmoid)), g * silu], 1))
+    grad.copy_(silu * up)
+    _fill(eight, out)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, sign: int = 1) -> None:
+    """Rotary embedding (arXiv 2104.09864) in the half-split layout; x, out [T, heads, size]; cos, sin [T, size // 2].
+
+    `sign` -1 turns back: the gradient. `out` may be `x`.
+    """
+    if x.is_cuda:
+        return _kernels().rotate(x, cos, sin, out, sign)
+    c, s = cos.float()[:, None], sin.float()[:, None] * sign
+    a, b = x.float().chunk(2, 2)
+    out.copy_(torch.cat([a * c - b * s, b * c + a * s], 2))
+
+
+def copy(x: torch.Tensor, out: torch.Tensor) -> None:
+    """out [T, K] = x; on a GPU torch copies to strided rows at half the speed."""
+    if x.is_cuda:
+        return _kernels().copy(x, out)
+    out.copy_(x)
+
+
+def add_low_rank(y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+    """y [T, N] += scale * tail [T, r] @ b [N, r]'. All of one dtype; any strides."""
+    if y.is_cuda:
+        return _product_kernels().add_low_rank(y, tail, b, scale)
+    y.addmm_(tail, b.t(), alpha=scale)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
+    """losses [n] fp32 = -log softmax(logits)[target]; `logits` [n, vocabulary] is overwritten with the gradient of their sum."""
+    if logits.is_cuda:
+        return _product_kernels().cross_entropy(logits, targets, losses)
+    log_p = torch.log_softmax(logits.float(), 1)
+    losses.copy_(-log_p.gather(1, targets[:, None])[:, 0])
+    grad = log_p.exp_()
+    grad[torch.arange(len(targets)), targets] -= 1
+    logits.copy_(grad)
+
+
+def dropout(x: torch.Tensor, p: float, seed: int, out: torch.Tensor, added: torch.Tensor | None = None) -> None:
+    """out [T, K] = x with each value kept with probability 1 - p and divided by it, or 0; plus `added`.
+
+    Which are kept depends on `seed` (below 2^31) and place alone, so a backward pass draws the same again and stores no mask.
+    """
+    if x.is_cuda:
+        return _kernels().dropout(x, p, seed, out, added)
+    kept = _mix(_mix(torch.arange(x.numel(), device=x.device) & 0xFFFFFFFF) ^ seed).view(x.shape) >= int(p * 2**32)
+    value = torch.where(kept, x.float() * (1 / (1 - p)), 0.0)
+    out.copy_(value if added is None else value + added.float())
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """A hash of 32-bit integers in which every bit of the input reaches every bit of the result (C. Wellons' lowbias32, public domain)."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & 0xFFFFFFFF
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def empty_eight(rows: int, columns: int, device: torch.device) -> Eight:
+    """Room for [rows, columns] in 8 bits, unwritten."""
+    values = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=device)
+    return values, torch.empty(rows, 1, dtype=torch.float32, device=device)
+
+
+def quantise_rows(x: torch.Tensor) -> Eight:
+    """x [T, K] in 8 bits: the largest value of a row becomes 448, the largest of the format."""
+    eight = empty_eight(*x.shape, x.device)
+    if x.is_cuda:
+        _kernels().quantise_rows(x, *eight)
+    else:
+        _fill(eight, x)
+    return eight
+
+
+def _fill(eight: Eight | None, x: torch.Tensor) -> None:
+    if eight is not None:
+        values, scales = eight
+        scales.copy_(x.float().abs().amax(1, keepdim=True).clamp_(min=1e-12) / 448)
+        values.copy_(x.float() / scales)

@@ -1,0 +1,179 @@
+"""Triton kernels beside the products: weights before them, what is added to them, and the loss. `ops` and `nf4` say what each computes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, block, inside, NESTED: tl.constexpr):
+    """Blocks of 64 weights to rows of `out`."""
+    if NESTED:
+        index = tl.load(scale_codes + block, inside, 0)
+        scale = tl.load(code2 + index) * tl.load(scales2 + block // 256, inside, 0) + tl.load(offset)
+    else:
+        scale = tl.load(scale_codes.to(tl.pointer_type(tl.float32)) + block, inside, 0)
+    byte = tl.load(packed + block[:, None] * 32 + tl.arange(0, 32)[None, :], inside[:, None], 0)
+    high = tl.load(code + (byte >> 4)) * scale[:, None]
+    low = tl.load(code + (byte & 15)) * scale[:, None]
+    first = block.to(tl.int64) * 64
+    start = first // columns * out_row + first % columns
+    tl.store(out + start[:, None] + tl.arange(0, 64)[None, :], tl.interleave(high, low), inside[:, None])
+
+
+@triton.jit
+def _nf4(packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, blocks, NESTED: tl.constexpr, BLOCKS: tl.constexpr):
+    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, block, block < blocks, NESTED)
+
+
+def dequantise_nf4(packed, code, scale_codes, nested, out) -> None:
+    blocks = packed.numel() // 32
+    code2, scales2, offset = nested or (code, code, code)
+    _nf4[(triton.cdiv(blocks, 64),)](
+        packed, code, scale_codes, code2, scales2, offset, out, out.stride(0), out.shape[1], blocks,
+        NESTED=nested is not None, BLOCKS=64, num_warps=4,
+        enable_fp_fusion=False,  # a fused multiply-add would round once where bitsandbytes rounds twice
+    )  # fmt: skip
+
+
+@triton.jit
+def _member_of(row, first, second, third):
+    """Which of three parts laid one behind the other holds `row`, and where that part starts."""
+    member = (row >= first).to(tl.int32) + (row >= first + second).to(tl.int32)
+    return member, tl.where(member == 0, 0, tl.where(member == 1, first, first + second))
+
+
+@triton.jit
+def _fill_base(table, out, out_row, program, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, NESTED: tl.constexpr):
+    """4096 weights of one member."""
+    element = program.to(tl.int64) * 4096
+    member, start = _member_of(element // K, N0, N1, N2)
+    block = ((element - start.to(tl.int64) * K) // 64).to(tl.int32) + tl.arange(0, 64)
+    entry = table + member * 8
+    packed, scale_codes = tl.load(entry).to(tl.pointer_type(tl.uint8)), tl.load(entry + 2).to(tl.pointer_type(tl.uint8))
+    code, code2 = tl.load(entry + 1).to(tl.pointer_type(tl.float32)), tl.load(entry + 3).to(tl.pointer_type(tl.float32))
+    scales2, offset = tl.load(entry + 4).to(tl.pointer_type(tl.float32)), tl.load(entry + 5).to(tl.pointer_type(tl.float32))
+    target = out + start.to(tl.int64) * out_row
+    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, target, out_row, K, block, block >= 0, NESTED)
+
+
+@triton.jit
+def _fill_b(
+    table, out, out_row, program, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """32 rows of sB, with zeros in the columns of other members."""
+    row = program * 32 + tl.arange(0, 32)
+    member, start = _member_of(row, N0, N1, N2)
+    first = tl.where(member == 0, 0, tl.where(member == 1, R0, R0 + R1))
+    rank = tl.where(member == 0, R0, tl.where(member == 1, R1, R2))
+    scale = tl.where(member == 0, s0, tl.where(member == 1, s1, s2))
+    b = tl.load(table + member * 8 + 7).to(tl.pointer_type(FLOAT))
+    column = tl.arange(0, RANK)[None, :]
+    local = column - first[:, None]
+    inside = (row < N0 + N1 + N2)[:, None] & (column < R0 + R1 + R2)
+    mine = inside & (local >= 0) & (local < rank[:, None])
+    value = tl.load(b[:, None] + (row - start)[:, None] * rank[:, None] + local, mine, 0).to(tl.float32) * scale[:, None]
+    tl.store(out + row.to(tl.int64)[:, None] * out_row + K + column, value, inside)
+
+
+@triton.jit
+def _fill_a(
+    table, target, row, R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr, FLOAT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One row of A."""
+    member, first = _member_of(row, R0, R1, R2)
+    a = tl.load(table + member * 8 + 6).to(tl.pointer_type(FLOAT)) + (row - first) * K
+    for start in range(0, K, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        tl.store(target + at, tl.load(a + at, at < K, 0), at < K)
+
+
+@triton.jit
+def _fill(
+    table, out, out_row, programs, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr,
+    NESTED: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    beyond = program - programs
+    tiles = (N0 + N1 + N2 + 31) // 32
+    if program < programs:
+        _fill_base(table, out, out_row, program, N0, N1, N2, K, NESTED)
+    elif beyond < tiles:
+        _fill_b(table, out, out_row, beyond, s0, s1, s2, N0, N1, N2, R0, R1, R2, K, FLOAT, RANK)
+    else:
+        target = out + (beyond - tiles + N0 + N1 + N2).to(tl.int64) * out_row
+        _fill_a(table, target, beyond - tiles, R0, R1, R2, K, FLOAT, BLOCK)
+
+
+def fill(table, out, sizes, ranks, columns, scales, base, nested, wide) -> None:
+    """All of a projection's buffer in one launch; without `base` the adapters alone. `table` holds addresses as `projection` lays them."""
+    programs = sum(sizes) * columns // 4096 if base else 0
+    n, r, s = ((*values, *[0] * (3 - len(values))) for values in (sizes, ranks, scales))
+    adapters = triton.cdiv(sum(sizes), 32) + sum(ranks) if sum(ranks) else 0
+    if programs + adapters:
+        _fill[(programs + adapters,)](
+            table, out, out.stride(0), programs, *(float(value) for value in s), *n, *r, columns,
+            NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=triton.next_power_of_2(max(1, sum(ranks))), BLOCK=2048,
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+@triton.jit
+def _add_low_rank(
+    y, y_row, tail, tail_row, b, b_stride, scale, rows, columns,
+    TURNED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows) & (column < columns)
+    place = y + row * y_row + column
+    before = tl.load(place, inside, 0)
+    added = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, RANK, STEP):
+        at = first + tl.arange(0, STEP)
+        left = tl.load(tail + row * tail_row + at[None, :], (row < rows) & (at[None, :] < RANK), 0)
+        if TURNED:  # whichever way b lies, neighbours in memory are read together
+            right = tl.load(b + column + at[:, None] * b_stride, (column < columns) & (at[:, None] < RANK), 0)
+        else:
+            across = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
+            right = tl.load(b + across * b_stride + at[None, :], (across < columns) & (at[None, :] < RANK), 0).T
+        added = tl.dot(left, right, added)
+    tl.store(place, before.to(tl.float32) + added * scale, inside)
+
+
+def add_low_rank(y, tail, b, scale) -> None:
+    rows, columns = y.shape
+    _add_low_rank[(triton.cdiv(rows, 128), triton.cdiv(columns, 128))](
+        y, y.stride(0), tail, tail.stride(0), b, max(b.stride()), scale, rows, columns,
+        TURNED=b.stride(1) != 1, RANK=b.shape[1], ROWS=128, COLUMNS=128, STEP=64 if b.shape[1] >= 64 else 16, num_warps=8, num_stages=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _cross_entropy(logits, targets, losses, columns: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * columns
+    target = tl.load(targets + row)
+    highest = -float("inf")
+    total = 0.0
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        x = tl.load(start + at, at < columns, -float("inf")).to(tl.float32)
+        top = tl.maximum(highest, tl.max(x))
+        total = total * tl.exp(highest - top) + tl.sum(tl.exp(x - top))
+        highest = top
+    log_total = highest + tl.log(total)
+    tl.store(losses + row, log_total - tl.load(start + target).to(tl.float32))
+    tl.debug_barrier()
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        x = tl.load(start + at, at < columns, -float("inf")).to(tl.float32)
+        tl.store(start + at, tl.exp(x - log_total) - (at == target).to(tl.float32), at < columns)
+
+
+def cross_entropy(logits, targets, losses) -> None:
+    _cross_entropy[(len(logits),)](logits, targets, losses, logits.shape[1], BLOCK=4096, num_warps=8)

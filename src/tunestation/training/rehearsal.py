@@ -1,0 +1,105 @@
+"""Before the first step: what is kept in memory is decided, and the longest micro-batch, an evaluation and a save are tried.
+
+Running out of memory or disk then happens in the first minute, not in the last hour.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tunestation.errors import TunestationError
+from tunestation.training import memory
+from tunestation.training.fast.model import Fast
+from tunestation.training.loss import of_outputs
+
+GRADIENT_BYTES = 10
+"""A trainable weight's gradient: in bfloat16, in DeepSpeed's bucket, reduced, and in fp32 while the optimizer steps."""
+CHECKPOINT_BYTES = 14
+"""Of a trainable weight in a checkpoint: itself, and its master copy and Adam's two states in fp32."""
+
+
+@dataclass
+class Rehearsal(TrainerCallback):
+    """Runs at the beginning of training, also of one that goes on; leaves no trace in weights, gradients or random numbers."""
+
+    model: torch.nn.Module
+    fast: Fast | None
+    collate: Callable[[list[dict]], dict]
+    longest: list[dict]
+    """The rows of the longest micro-batch."""
+    held_out: dict | None
+    """The longest row that is evaluated."""
+    checkpointing: bool | None
+    """`runtime.gradient_checkpointing`; None lets memory decide."""
+    folder: Path
+    """Where checkpoints go."""
+    checkpoints: int
+    """How many there are at most at once."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self.check_disk()
+        if self.fast:
+            self.fast.keep(memory.choose(self.fast.shape, self.tokens, self.free(), self.checkpointing, self.fast.dequantised))
+        try:
+            self.run(args.device)
+        except torch.OutOfMemoryError:
+            raise self.too_large() from None
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest micro-batch."""
+        return sum(len(row["input_ids"]) for row in self.longest)
+
+    @property
+    def weights(self) -> list[torch.nn.Parameter]:
+        """Those that learn."""
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def free(self) -> int:
+        """Bytes that activations may take, gradients and a reserve left aside; on a CPU nothing is gained by keeping less."""
+        if not torch.cuda.is_available():
+            return 2**62
+        available, total = torch.cuda.mem_get_info()
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(available + unused - memory.SPARE * total - GRADIENT_BYTES * sum(weight.numel() for weight in self.weights))
+
+    def check_disk(self) -> None:
+        """Raises TunestationError if the checkpoints that are to be kept do not fit on the disk."""
+        needed = CHECKPOINT_BYTES * self.checkpoints * sum(weight.numel() for weight in self.weights)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            what = f"{self.checkpoints} checkpoints need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in the runs folder."
+            raise TunestationError(what, remedy="Free some space, or lower train.keep.")
+
+    def run(self, device: torch.device) -> None:
+        """One forward and backward pass of the longest micro-batch, one evaluation, one save."""
+        mode = self.model.training
+        with torch.random.fork_rng():
+            loss = self._loss(self.longest, device)
+            torch.autograd.grad(loss, self.weights, allow_unused=True)
+            del loss
+            if self.held_out:
+                with torch.no_grad():
+                    self._loss([self.held_out], device)
+        self.model.train(mode)
+        tried = self.folder / ".rehearsal"
+        self.model.save_pretrained(tried, safe_serialization=True, save_embedding_layers=False)
+        shutil.rmtree(tried)
+
+    def _loss(self, rows: list[dict], device: torch.device) -> torch.Tensor:
+        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in self.collate(rows).items()}
+        labels = batch.pop("labels")
+        return of_outputs(self.model.train()(**batch, use_cache=False), labels)
+
+    def too_large(self) -> TunestationError:
+        """What to say when it does not fit."""
+        total = torch.cuda.mem_get_info()[1] / 1e9
+        what = f"a micro-batch of {self.tokens:,} tokens does not fit into this GPU's {total:.0f} GB."
+        remedy = "Lower runtime.micro_batch_size, train.max_tokens or train.lora.rank; 'invoke plan' tells by how much."
+        return TunestationError(what, remedy=remedy)

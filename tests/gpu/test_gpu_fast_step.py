@@ -1,0 +1,80 @@
+"""The fast step on a GPU: its one-launch weights, and what it learns, against the same on the CPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+
+from test_fast_step import adapted, choice, documents, learned
+
+from tunestation.training.batches import Collate, lay
+from tunestation.training.fast.float8 import quantise_base
+from tunestation.training.fast.layer import Keep
+from tunestation.training.fast.model import Fast
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+def batch_on_gpu(rows, collate=lay):
+    """A micro-batch on the GPU."""
+    return {name: value.cuda() if torch.is_tensor(value) else value for name, value in collate(rows).items()}
+
+
+def errors(one, other):
+    """Relative L2 error of each gradient."""
+    return {name: ((other[1][name].float() - grad.float()).norm() / grad.float().norm()).item() for name, grad in one[1].items()}
+
+
+@pytest.mark.parametrize("lengths", [(30, 30, 30), (7, 19, 30, 30)])
+@pytest.mark.parametrize("base", ["bfloat16", "nf4"])
+def test_it_learns_what_transformers_and_peft_learn(base, lengths):
+    model, rows = adapted(base).cuda(), documents(lengths)
+    before = learned(model, batch_on_gpu(rows, Collate(0)))
+    fast = Fast.over(model)
+    for dense in (0, 3):
+        fast.keep(choice([Keep.ALL] * 3, dense))
+        after = learned(model, batch_on_gpu(rows))
+        assert after[0] == pytest.approx(before[0], rel=3e-2)
+        assert max(errors(before, after).values()) < 3e-2
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "nf4"])
+def test_what_is_kept_changes_no_bit_of_the_loss_and_hardly_a_gradient(base):
+    """Attention's gradients are summed in no fixed order on a GPU."""
+    found = []
+    for keep in ([Keep.ALL] * 3, [Keep.ATTENTION] * 3, [Keep.INPUT] * 3):
+        for dense in (0, 2):
+            model = adapted(base, dropout=0.2).cuda().train()
+            Fast.over(model).keep(choice(keep, dense))
+            torch.manual_seed(5)
+            found.append(learned(model, batch_on_gpu(documents())))
+    for other in found[1:]:
+        assert other[0] == found[0][0]
+        assert max(errors(found[0], other).values()) < 2e-2
+
+
+def test_one_launch_writes_the_buffer_that_single_copies_write():
+    for targets in ("all-linear", ["q_proj", "v_proj", "up_proj"]):
+        model = adapted("nf4", targets=targets).cuda()
+        for projection in Fast.over(model).layers[1].projections:
+            like = torch.empty(0, dtype=torch.bfloat16, device="cuda")
+            one = like.new_zeros(projection.outputs + projection.rank, projection.columns + projection.rank)
+            other = torch.zeros_like(one)
+            with torch.no_grad():
+                projection._fill(one, base=True)
+                projection._read_base(other)
+                projection._read_adapters(other)
+            assert torch.equal(one, other)
+
+
+def test_an_8_bit_base_learns_nearly_what_16_bit_learn():
+    model, rows = adapted("bfloat16").cuda(), documents()
+    before = learned(model, batch_on_gpu(rows, Collate(0)))
+    quantise_base(model, torch.device("cuda"))
+    Fast.over(model)
+    after = learned(model, batch_on_gpu(rows))
+    assert after[0] == pytest.approx(before[0], rel=3e-2)
+    assert max(errors(before, after).values()) < 0.25
