@@ -119,6 +119,12 @@ def sync(_, recipe, source="", to="", every=0):
     call("sync", recipe, source, to, every)
 
 
+@task(help={"to": "a new folder; default RECIPE-bundle", "wheels": "leave the packages out"})
+def bundle(_, recipe, to="", wheels=True):
+    """Pack all that a recipe needs on a machine without a network into one folder with digests."""
+    call("bundle", recipe, to, wheels)
+
+
 @task(help={"strict": "exit code 1 if a run would fail, leave the GPU idle, or vanish", "offline": "do not ask the hub"})
 def doctor(_, strict=False, offline=False):
     """Tell whether this machine is fit for a run, and whether its results will last."""

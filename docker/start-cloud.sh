@@ -7,7 +7,7 @@ ssh-keygen -A >/dev/null
 mkdir -p /root/.ssh /run/sshd
 chmod 700 /root/.ssh
 printf '%s\n' "${PUBLIC_KEY:-}" "${SSH_PUBLIC_KEY:-}" | grep . >>/root/.ssh/authorized_keys || true
-settings=$(env | grep -E '^(PATH|LANG|PYTHON|TUNE_|HF_HOME|XDG_|TORCH|TRITON_|NVIDIA_|LD_LIBRARY_PATH)' | tr '\n' ' ')
+settings=$(env | grep -E '^(PATH|LANG|RUNPOD_POD_ID|VAST_CONTAINERLABEL|PYTHON|TUNE_|HF_HOME|XDG_|TORCH|TRITON_|NVIDIA_|LD_LIBRARY_PATH)' | tr '\n' ' ')
 if [ -s /root/.ssh/authorized_keys ]; then
     chmod 600 /root/.ssh/authorized_keys
     /usr/sbin/sshd -o "SetEnv=$settings" -p "${TUNE_SSH_PORT:-22}"

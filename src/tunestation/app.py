@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tunestation import closing, listing
+from tunestation.doctor import storage
 from tunestation.errors import InputError, ReproductionDiffers
 from tunestation.pipeline import lock as locks
 from tunestation.pipeline import machine
@@ -94,6 +96,8 @@ def _run(work: Work, stages: list, forced: Sequence[str]) -> list[Done]:
     from tunestation.checking import check_settings
 
     check_settings(work)
+    if said := storage.warning(work.settings):
+        print(said)
     gpus = len(machine.gpus())
     if not work.settings.processes and work.processes < gpus and any(stage.distributed for stage in stages):
         batch = work.recipe.train.global_batch_size
@@ -184,6 +188,15 @@ def sync(name: str, source: str = "", to: str = "", every: int = 0) -> None:
     from tunestation.syncing.main import sync as copy
 
     copy(name, source, to, every)
+
+
+def bundle(name: str, to: str = "", wheels: bool = True) -> None:
+    """Fetch what a recipe needs, and pack it with code and wheels into one folder with digests."""
+    from tunestation.bundling import bundle as pack
+
+    work = pin(open_recipe(name))
+    _run(work, work.until("fetch"), [])
+    pack(work, Path(to or f"{work.recipe.name}-bundle"), wheels)
 
 
 def docs() -> None:

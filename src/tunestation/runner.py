@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tunestation import container, errors
-from tunestation.settings import PROJECT, child_environment, runner
+from tunestation.settings import PROJECT, WHEELS, child_environment, runner
 
 PYTHON = PROJECT / ".venv" / "bin" / "python"
 OUTSIDE = ("sync", "bundle")
@@ -92,7 +92,9 @@ def _install(wanted: Path) -> None:
     if mark.exists():
         return
     print(f"Installing {wanted.relative_to(PROJECT)} into .venv; this happens once ...", flush=True)
-    if subprocess.run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-r", wanted], check=False).returncode:
+    bundled = ["--no-index", "--find-links", PROJECT / WHEELS] if (PROJECT / WHEELS).is_dir() else []
+    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *bundled, "-r", wanted]
+    if subprocess.run(command, check=False).returncode:
         _leave(f"pip could not install {wanted}. See its message above; the same command goes on from there.", 1)
     mark.touch()
 

@@ -11,6 +11,8 @@ from tunestation.errors import InputError, Problem
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The checkout: the folder of tasks.py and recipes/."""
+WHEELS = "wheels"
+"""Folder of a bundle with the pinned packages, for machines without a network."""
 
 
 @dataclass(frozen=True)

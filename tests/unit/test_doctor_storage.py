@@ -37,7 +37,8 @@ def home(folder) -> machine_settings.Settings:
 
 def test_mounts_are_read_with_their_kind_and_escaped_names():
     found = storage.mounts(MOUNTINFO.strip())
-    assert found[0] == Mount(Path("/"), "overlay")
+    assert found[:2] == [Mount(Path("/"), "unknown"), Mount(Path("/"), "overlay")]
+    assert storage.mount_of(Path("/x"), found).kind == "overlay"
     assert found[-1] == Mount(Path("/work space"), "ext4")
 
 
@@ -161,6 +162,15 @@ def test_little_space_is_told_before_it_ends_a_run(tmp_path, monkeypatch, free_g
     usage = type("Usage", (), {"free": int(free_gib * storage.GIB)})
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage)
     assert storage.space(home(tmp_path)).level == level
+
+
+def test_before_a_run_it_is_told_that_results_would_not_last(tmp_path, monkeypatch):
+    marked(monkeypatch)
+    assert storage.warning(home(tmp_path)) == ""
+    monkeypatch.setattr(storage, "mounts", lambda: [Mount(Path("/"), "overlay")])
+    said = storage.warning(home(tmp_path))
+    assert said.startswith(f"warning: results would not last. TUNE_RUNS ({tmp_path / 'runs'}), ")
+    assert said.endswith("or bring results home with 'invoke sync'.")
 
 
 def test_a_link_is_followed_to_the_disk_it_points_to(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tunestation.doctor.finding import Finding
 from tunestation.doctor.probe import GIB
-from tunestation.doctor.providers import Provider
+from tunestation.doctor.providers import Provider, recognise
 from tunestation.settings import Settings
 
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -29,9 +29,11 @@ class Mount:
 
 
 def mounts(text: str | None = None) -> list[Mount]:
-    """The mounts of this process, from /proc/self/mountinfo (proc(5)) or its `text`."""
-    lines = (Path("/proc/self/mountinfo").read_text(encoding="utf-8") if text is None else text).splitlines()
-    return [Mount(Path(_unescaped(line.split()[4])), line.partition(" - ")[2].split()[0]) for line in lines]
+    """The mounts of this process, from /proc/self/mountinfo (proc(5)) or its `text`; of a system without it only the root."""
+    file = Path("/proc/self/mountinfo")
+    told = text if text is not None else file.read_text(encoding="utf-8") if file.exists() else ""
+    found = [Mount(Path(_unescaped(line.split()[4])), line.partition(" - ")[2].split()[0]) for line in told.splitlines()]
+    return [Mount(Path("/"), "unknown"), *found]
 
 
 def _unescaped(text: str) -> str:
@@ -89,6 +91,15 @@ def lasting(settings: Settings, provider: Provider | None, every: Sequence[Mount
     named = {why: ", ".join(f"{name} ({wanted[name]})" for name in lost if lost[name] == why) for why in lost.values()}
     what = "; ".join(f"{names}: {why}" for why, names in named.items())
     return Finding(level, "lasting", f"{what}.", _proposal(provider, every))
+
+
+def warning(settings: Settings) -> str:
+    """What to tell before a run whose results would vanish with this machine or container; empty if they last."""
+    every, provider = mounts(), recognise()
+    if not loss(settings.runs, provider, every):
+        return ""
+    found = lasting(settings, provider, every)
+    return f"warning: results would not last. {found.what} {found.remedy}"
 
 
 def loss(path: Path, provider: Provider | None, every: Sequence[Mount]) -> str:

@@ -95,11 +95,11 @@ def _replaced(here: list[Unit], there: list[Unit]) -> Iterator[str]:
 
     These are the checkpoints and the rest of an unfinished stage that is finished now, and checkpoints dropped for newer ones.
     """
-    names, finished = {unit.name for unit in here}, {unit.name for unit in here if unit.marker == STAGE}
+    names, finished = {unit.name for unit in here}, {unit.name + ".partial" for unit in here if unit.marker == STAGE}
     newest = {unit.partial: unit.step for unit in sorted((one for one in here if one.partial), key=lambda one: one.step)}
     checkpoints = [unit for unit in there if unit.partial]
     for unit in checkpoints:
-        done = unit.partial.removesuffix(".partial") in finished
+        done = posixpath.basename(unit.partial) in finished  # also the parts that other nodes had of it
         if done or (unit.name not in names and unit.step < newest.get(unit.partial, 0)):
             yield unit.name
-    yield from sorted({unit.partial for unit in checkpoints if unit.partial.removesuffix(".partial") in finished})
+    yield from sorted({unit.partial for unit in checkpoints if posixpath.basename(unit.partial) in finished})

@@ -28,11 +28,12 @@ def sync(recipe: str, source: str, to: str, every: int) -> None:
         raise InputError("give one of --source and --to.", "sync", "--source brings results here, --to takes them from here.")
     settings = machine_settings.load()
     name = loading.load(loading.find(recipe, settings.recipes)).recipe.name
-    here = settings.runs / name
+    share = settings.own(Path(name)).as_posix()  # a node that is not the first keeps its own part
+    here = settings.runs / share
     while True:
         count = 0
         with alone(here) if source else nullcontext():  # what is brought here must not meet a run of the same recipe
-            for line in _once(here, name, source, to):
+            for line in _once(here, share, source, to):
                 count += 1
                 print(f"  {line}", flush=True)
         print(f"{time.strftime('%H:%M:%S')} {name}: {f'{count} changes' if count else 'nothing new'}", flush=True)
@@ -41,18 +42,18 @@ def sync(recipe: str, source: str, to: str, every: int) -> None:
         time.sleep(every)
 
 
-def _once(here: Path, name: str, source: str, to: str) -> Iterator[str]:
+def _once(here: Path, share: str, source: str, to: str) -> Iterator[str]:
     if OVER_SSH.match(to):
         raise InputError("over SSH results can only be fetched.", "--to", "Run sync at home with --source, or give an fsspec URL.")
     if OVER_SSH.match(source):
-        return pull(f"{source.rstrip('/')}/{name}", here)
+        return pull(f"{source.rstrip('/')}/{share}", here)
     mine = Tree(LocalFileSystem(), str(here))
-    return bring(_tree(source, name), mine) if source else bring(mine, _tree(to, name))
+    return bring(_tree(source, share), mine) if source else bring(mine, _tree(to, share))
 
 
-def _tree(url: str, name: str) -> Tree:
+def _tree(url: str, share: str) -> Tree:
     try:
         fs, root = url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise InputError(f"this place cannot be used: {error}.", url, "Give a folder, host:path, or an fsspec URL.") from None
-    return Tree(fs, f"{root.rstrip('/')}/{name}")
+    return Tree(fs, f"{root.rstrip('/')}/{share}")
