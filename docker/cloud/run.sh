@@ -10,8 +10,18 @@ if [ "$nodes" -gt 1 ]; then
     export TUNE_NODES="$nodes" TUNE_NODE_RANK="${SKYPILOT_NODE_RANK:-${DSTACK_NODE_RANK:-}}" TUNE_RENDEZVOUS="$first:${TUNE_PORT:-29500}"
 fi
 
+make_venv() {
+    for version in 3.12 3.13 3.11; do
+        if command -v "python$version" >/dev/null; then
+            "python$version" -m venv .venv
+            return
+        fi
+    done
+    # machines with another Python often have uv, which brings one
+    uv venv --quiet --seed --python 3.12 .venv
+}
 invoke=$(command -v invoke) || {
-    [ -x .venv/bin/invoke ] || { python3 -m venv .venv && .venv/bin/pip install --quiet invoke; }
+    [ -x .venv/bin/invoke ] || { make_venv && .venv/bin/pip install --quiet invoke; }
     invoke=.venv/bin/invoke
 }
 "$invoke" doctor

@@ -2,7 +2,7 @@
 
 Once `invoke build` has made the image, tasks run in a container of it; before that, the first task installs the pinned stack into
 .venv with plain pip, so pip's own configuration decides between the CUDA and a CPU build of torch. TUNE_RUNNER chooses: docker, venv,
-or here for the running Python as it is. Developers' tools (test, lint, lock-stack) always run in .venv.
+or here for the running Python as it is. Developers' tools (test, lint, lock-stack), sync and bundle always run in .venv.
 """
 
 from __future__ import annotations
@@ -29,10 +29,20 @@ def call(function: str, *arguments: object, **options: object) -> None:
     with _in_words():
         if function not in OUTSIDE and _in_docker():
             sys.exit(container.run(sys.argv[1:]))
-        stack()
-        from tunestation import app
+        _call(function, *arguments, **options)
 
-        getattr(app, function)(*arguments, **options)
+
+def beside(function: str, *arguments: object) -> None:
+    """The same in .venv, also where there is an image: for what needs the user's own folders, SSH keys, credentials and pip."""
+    with _in_words():
+        _call(function, *arguments)
+
+
+def _call(function: str, *arguments: object, **options: object) -> None:
+    stack()
+    from tunestation import app
+
+    getattr(app, function)(*arguments, **options)
 
 
 def manage(function: str, *arguments: object) -> None:
