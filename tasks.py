@@ -113,6 +113,16 @@ def ask(_, recipe, prompt, base=False, load=None, json=False, set=None):
     call("ask", recipe, prompt, base, set, load, json)
 
 
+@task(
+    name="import-xtuner",
+    help={"path": "iter_N.pth or epoch_N.pth: a file, or a folder of DeepSpeed", "model": "folder of its base; config.json is enough"}
+    | {"name": "of the adapter", "alpha": "LoRA's alpha, where the checkpoint does not say it"},
+)
+def import_xtuner(_, path, model, name="", alpha=0.0):
+    """Bring an adapter that XTuner trained to the model volume, as PEFT reads it."""
+    call("import_xtuner", path, model, name, alpha or None)
+
+
 @task(help={"source": "host:path, fsspec URL or folder of runs", "to": "fsspec URL or folder", "every": "seconds; 0 is once"})
 def sync(_, recipe, source="", to="", every=0):
     """Bring finished stages and complete checkpoints here, or elsewhere, also while training goes on."""

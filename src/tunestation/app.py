@@ -199,6 +199,13 @@ def bundle(name: str, to: str = "", wheels: bool = True) -> None:
     pack(work, Path(to or f"{work.recipe.name}-bundle"), wheels)
 
 
+def import_xtuner(path: str, model: str, name: str = "", alpha: float | None = None) -> None:
+    """Bring the adapter of an XTuner checkpoint to the model volume."""
+    from tunestation.importing import import_xtuner as bring
+
+    bring(path, model, name, alpha)
+
+
 def docs() -> None:
     """Write the generated pages: the recipe reference and the JSON schema."""
     from tunestation.reference import write_all

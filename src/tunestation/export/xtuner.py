@@ -1,0 +1,147 @@
+"""Adapters out of XTuner's checkpoints: a file of MMEngine, or a folder of DeepSpeed shards, of InternLM2's own layout or ours.
+
+Needs neither the weights of the base nor a GPU: only the base's config.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+
+from tunestation.errors import InputError, Problem, TunestationError
+from tunestation.export import pickles, zero
+from tunestation.export.adapter import CONFIG, PREFIX, WEIGHTS, Adapter, check, file_name
+from tunestation.export.report import describe
+from tunestation.models.limits import RECORD
+from tunestation.models.native.lora import carry_over
+from tunestation.models.native.registry import family_of
+from tunestation.pipeline.files import read_json, write_json
+
+ALPHA = re.compile(r"""lora_alpha['"]?\s*[:=]\s*(\d+(?:\.\d+)?)""")
+"""Where XTuner's configuration, which every checkpoint carries as text, sets alpha."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is used of an XTuner checkpoint."""
+
+    tensors: dict[str, torch.Tensor]
+    """Name in adapter_model.safetensors -> weight, in the layout of the model that was trained."""
+    config: str
+    """XTuner's configuration; empty if the checkpoint has none."""
+
+
+def read(path: Path) -> Checkpoint:
+    """The adapter in `iter_N.pth` or `epoch_N.pth`, a file or a DeepSpeed folder. Raises InputError for anything else."""
+    if path.is_dir():
+        folder = zero.shard_folder(path)
+        if folder is None:
+            remedy = "Give iter_N.pth or epoch_N.pth, which is a file or a folder of *_states.pt."
+            raise InputError("holds no checkpoint of DeepSpeed.", str(path), remedy)
+        states, weights = zero.model_states(folder), {one.name: one.load() for one in zero.read(folder)}
+    elif path.is_file():
+        states = pickles.load(path)
+        weights = states.get("state_dict")
+        if not isinstance(weights, Mapping):
+            raise InputError("is no checkpoint of XTuner: it has no state_dict.", str(path), "Give iter_N.pth or epoch_N.pth.")
+    else:
+        raise InputError("there is no such file or folder.", str(path), "Give iter_N.pth or epoch_N.pth of a work_dirs folder.")
+    meta = states.get("meta")
+    return Checkpoint(_adapter_tensors(weights, path), str(meta.get("cfg", "")) if isinstance(meta, Mapping) else "")
+
+
+def _adapter_tensors(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Without XTuner's `llm.` in front of each name."""
+    others = sorted({name.partition(".")[0] for name in weights if not name.startswith(("llm.", PREFIX))})
+    if others:
+        what = f"holds more than a language model: {', '.join(others)}."
+        raise InputError(what, str(path), "Only adapters of language models can be imported.")
+    named = {file_name(name.removeprefix("llm.")): weight for name, weight in weights.items()}
+    if not any(".lora_" in name for name in named):
+        what = f"holds no LoRA adapter but {len(named)} weights of a full fine-tuning."
+        raise InputError(what, str(path), "Convert it with XTuner, and use the result as model.source of kind folder.")
+    bad = [name for name, weight in named.items() if not weight.isfinite().all()]
+    if bad:
+        raise InputError(f"{len(bad)} of {len(named)} weights are not finite, first {bad[0]}.", str(path), "Use an earlier checkpoint.")
+    return named
+
+
+def import_adapter(path: Path, model: Path, name: str, output: Path, alpha: float | None) -> dict:
+    """Write the adapter of `path` for the base in `model` (called `name`) into `output`; returns its report.
+
+    Raises InputError if it cannot be read or belongs to another model, or if nothing says which alpha it was trained with.
+    """
+    found = read(path)
+    config = read_json(model / "config.json")
+    record = model / RECORD
+    original = read_json(record)["config"] if record.is_file() else config
+    family = family_of(original)
+    tensors = carry_over(found.tensors, family, original).tensors if family else found.tensors
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
+        folder = Path(scratch) / output.name
+        folder.mkdir()
+        save_file({key: tensors[key].bfloat16().contiguous() for key in sorted(tensors)}, folder / WEIGHTS, metadata={"format": "pt"})
+        write_json(folder / CONFIG, _config(tensors, alpha or _alpha(found.config, path), name))
+        adapter = Adapter(folder)
+        if record.is_file() or not family:
+            _fits(adapter, model, path)
+        report = describe(adapter)
+        write_json(folder / "report.json", {"adapter": report, "imported_from": path.name, "base": {"name": name}})
+        folder.rename(output)
+    return report
+
+
+def _alpha(config: str, path: Path) -> float:
+    values = sorted({float(value) for value in ALPHA.findall(config)})
+    if len(values) == 1:
+        return values[0]
+    said = f"sets lora_alpha to {' and '.join(f'{value:g}' for value in values)}" if values else "does not say which lora_alpha it had"
+    raise InputError(f"the configuration in this checkpoint {said}.", str(path), "Give it: --alpha 16 is XTuner's default.")
+
+
+def _config(tensors: dict[str, torch.Tensor], alpha: float, name: str) -> dict:
+    """adapter_config.json; ranks that differ from the usual one are named module by module."""
+    ranks = {key.removeprefix(PREFIX).partition(".lora_A")[0]: len(tensor) for key, tensor in tensors.items() if ".lora_A." in key}
+    usual = max(sorted(set(ranks.values())), key=list(ranks.values()).count)
+    whole = {key.removeprefix(PREFIX).rpartition(".")[0] for key in tensors if ".lora_" not in key}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": name,
+        "inference_mode": True,
+        "r": usual,
+        "rank_pattern": {module: rank for module, rank in sorted(ranks.items()) if rank != usual},
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({module.rpartition(".")[2] for module in ranks}),
+        "modules_to_save": sorted({module.rpartition(".")[2] for module in whole}) or None,
+    }
+
+
+class _Skeleton:
+    """The shapes of a model without its weights, in the place of its files."""
+
+    def __init__(self, model: Path):
+        from tunestation.export.streamed import empty_model
+
+        self._shapes = empty_model(model).state_dict()
+        self.names = list(self._shapes)
+
+    def meta(self, name: str) -> torch.Tensor:
+        return self._shapes[name]
+
+
+def _fits(adapter: Adapter, model: Path, path: Path) -> None:
+    try:
+        check(adapter, _Skeleton(model), tied=False)
+    except TunestationError as error:
+        found = [Problem(problem.what, str(path), "Give the model that it was trained on.") for problem in error.problems]
+        raise InputError(problems=found) from None
