@@ -16,7 +16,7 @@ SHARE = {"from": "human", "value": "a"}
 
 
 def rows(*values: dict) -> list[Row]:
-    return [Row(each, f"x.jsonl:{number}", "x.jsonl", number) for number, each in enumerate(values, start=1)]
+    return [Row(each, f"x.jsonl:{number}") for number, each in enumerate(values, start=1)]
 
 
 def found(values: dict, objective="sft") -> str:

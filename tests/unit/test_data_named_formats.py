@@ -287,10 +287,3 @@ def test_a_pair_that_shares_no_prompt_is_told():
     row = {name: [{"role": "user", "content": name}, {"role": "assistant", "content": "x"}] for name in ("chosen", "rejected")}
     with pytest.raises(InputError, match="after the common prompt chosen holds user, assistant, not one answer"):
         read("preference", row)
-
-
-def test_exact_duplicates_have_one_digest_and_all_else_has_another():
-    row = {"instruction": "I", "input": "", "output": "o"}
-    same, other, system = read("alpaca", row), read("alpaca", row | {"output": "p"}), read("alpaca", row, system="S")
-    assert read("default", {"input": "I", "output": "o"}).digest == same.digest
-    assert len({same.digest, other.digest, system.digest, read("text", {"text": "I"}).digest}) == 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ class Conversation:
     messages: tuple[Message, ...]
     """Empty where `text` is learned."""
     where: str
-    """Place of the row."""
+    """Place of the row: with the source a name that never changes while the file does not."""
     repaired: str = ""
     """What was mended; empty for most rows."""
     text: str | None = None
@@ -32,21 +30,8 @@ class Conversation:
     """JSON schemas of the tools that it may call, for `apply_chat_template(tools=...)`."""
     rejected: tuple[Message, ...] = ()
     """Of a preference pair: the turns that are not wanted in place of the last message."""
-    file: str = ""
-    """The file or generator of the row."""
-    number: int = 0
-    """Which row of its file, from 1."""
-    part: int = 0
-    """Which of the recipe's `data.sources`, from 0."""
     copies: int = 1
     """How often it is seen in one epoch."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that is learned from it: equal for exact duplicates, wherever they come from."""
-        turns = [[message.turn(), message.loss] for message in self.messages]
-        content = [self.text, turns, self.tools, [message.turn() for message in self.rejected]]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -55,9 +40,6 @@ class Dropped:
 
     where: str
     reason: str
-    file: str = ""
-    number: int = 0
-    part: int = 0
     fate: Literal["dropped", "blank", "left out"] = "dropped"
     """blank: there is nothing in the row; left out: by the source's limit. Neither counts among the rows."""
 
@@ -76,7 +58,7 @@ def to_conversation(row: Row, part: Reading) -> Conversation | Dropped:
     Raises InputError if a text or a role has the wrong type, or a placeholder has no value.
     """
     if not row.values:
-        return Dropped(row.where, "the row is blank", row.file, row.number, fate="blank")
+        return Dropped(row.where, "the row is blank", "blank")
     chosen = FORMATS[part.format.kind]
     wanted = chosen.columns(part.format)
     if not any(column in row.values for column in wanted):
@@ -85,7 +67,7 @@ def to_conversation(row: Row, part: Reading) -> Conversation | Dropped:
     try:
         draft = chosen.read(part.format, row)
     except Unusable as unusable:
-        return Dropped(row.where, str(unusable), row.file, row.number)
+        return Dropped(row.where, str(unusable))
     return judge(_completed(draft, part, chosen.system, row.where), row)
 
 
@@ -118,8 +100,8 @@ def judge(draft: Draft, row: Row) -> Conversation | Dropped:
         kept, mended = _cut(draft.messages)
         reason = _untrainable(kept)
     if reason:
-        return Dropped(row.where, reason, row.file, row.number)
-    return Conversation(kept, row.where, mended, draft.text, draft.tools, draft.rejected, row.file, row.number)
+        return Dropped(row.where, reason)
+    return Conversation(kept, row.where, mended, draft.text, draft.tools, draft.rejected)
 
 
 def _cut(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:

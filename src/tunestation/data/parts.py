@@ -87,7 +87,7 @@ def collect(
             found = Problems(name)
             for outcome in outcomes(read(found), part, name, found, objective):
                 blank = isinstance(outcome, Dropped) and outcome.fate == "blank"
-                yield _placed(outcome, place, 1 if blank else copies.of(index))
+                yield _counted(outcome, 1 if blank else copies.of(index))
                 index += not blank
             problems += found.told()
     if problems:
@@ -101,10 +101,10 @@ def _copies(parts: Sequence[PartFiles], tables: Sequence[Sequence[Table]], seed:
     return mix(parts, rows, seed)
 
 
-def _placed(outcome: Outcome, part: int, copies: int) -> Outcome:
+def _counted(outcome: Outcome, copies: int) -> Outcome:
     if not copies:
-        return Dropped(outcome.where, "not among the rows that the source's limit takes", outcome.file, outcome.number, part, "left out")
-    return replace(outcome, part=part) if isinstance(outcome, Dropped) else replace(outcome, part=part, copies=copies)
+        return Dropped(outcome.where, "not among the rows that the source's limit takes", "left out")
+    return outcome if isinstance(outcome, Dropped) else replace(outcome, copies=copies)
 
 
 def _tables(part: PartFiles, fetched: Sequence[FileRef], volumes: Volumes) -> Iterator[Table]:
@@ -128,7 +128,7 @@ def generated(name: str, seed: int, count: int) -> list[Row]:
 
     if name not in GENERATORS:
         raise InputError(f"there is no generator '{name}'.", "source", f"Choose from: {', '.join(GENERATORS)}.")
-    return [Row(values, f"{name}:{number}", name, number) for number, values in enumerate(GENERATORS[name](seed, count), start=1)]
+    return [Row(values, f"{name}:{number}") for number, values in enumerate(GENERATORS[name](seed, count), start=1)]
 
 
 def outcomes(

@@ -56,7 +56,7 @@ def _rows(path: Path, name: str, problems: Problems, batches: Callable, kind: st
         with whole_file(path) as whole:
             for number, values in enumerate(_values(batches(whole), name, problems), start=1):
                 if values is not None:
-                    yield Row(values, f"{name}:row {number}", name, number)
+                    yield Row(values, f"{name}:row {number}")
     except pyarrow.ArrowInvalid as error:
         problems.add(Problem(f"is not {kind} that can be read: {_first_line(error)}.", name))
 

@@ -51,7 +51,7 @@ def _line_rows(path: Path, name: str, options: ReadOptions, problems: Problems) 
                 return
             problems.add(Problem(_malformed(error), where))
             continue
-        yield from _object(value, where, name, count, problems)
+        yield from _object(value, where, problems)
 
 
 def _is_one_object(path: Path, options: ReadOptions) -> bool:
@@ -64,9 +64,9 @@ def _is_one_object(path: Path, options: ReadOptions) -> bool:
             return False
 
 
-def _object(value: Any, where: str, name: str, number: int, problems: Problems) -> Iterator[Row]:
+def _object(value: Any, where: str, problems: Problems) -> Iterator[Row]:
     if isinstance(value, dict):
-        yield Row(value, where, name, number)
+        yield Row(value, where)
     else:
         problems.add(Problem(f"the row is no object but {json.dumps(value)[:40]}.", where))
 
@@ -84,7 +84,7 @@ def _array_rows(path: Path, name: str, options: ReadOptions, problems: Problems)
         array = _Array(text, name, options.encoding)
         try:
             for index, value in enumerate(array.values()):
-                yield from _object(value, f"{name}:[{index}]", name, index + 1, problems)
+                yield from _object(value, f"{name}:[{index}]", problems)
         except _Broken as broken:
             problems.add(broken.problem)
 

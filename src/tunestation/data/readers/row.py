@@ -23,7 +23,3 @@ class Row:
     """Column or key -> value. Empty for a blank row between others."""
     where: str
     """`career.jsonl:17`, `coach.xlsx:row 5` or `x.json:[3]` (counted from 0, as in Python)."""
-    file: str = ""
-    """The file as messages call it, or the generator."""
-    number: int = 0
-    """Which row of its file, from 1: with the file a name that never changes while the file does not."""

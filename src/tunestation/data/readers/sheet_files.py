@@ -35,8 +35,8 @@ def sheet_rows(path: Path, name: str, options: ReadOptions, problems: Problems) 
     if not cells:
         return
     header = header_of([None if isinstance(cell, Unreadable) else cell for cell in cells[0]], f"{name}:row 1", problems)
-    for number, values in enumerate(cells[1:], start=1):
-        yield Row(_named(header, values), f"{name}:row {number + 1}", name, number)
+    for number, values in enumerate(cells[1:], start=2):
+        yield Row(_named(header, values), f"{name}:row {number}")
 
 
 def _cells(path: Path, name: str, sheet: str | None) -> list[list[Any]]:

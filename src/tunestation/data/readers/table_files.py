@@ -29,27 +29,26 @@ def _rows(path: Path, name: str, options: ReadOptions, problems: Problems, delim
     csv.field_size_limit(2**31 - 1)
     records = csv.reader(lines(path, name, options, problems, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
-    line, count = 1, 0
+    line = 1
     try:
         for record in records:
             where = f"{name}:{line}"
             if record and not header:
                 header = header_of(record, where, problems)
             elif record:
-                count += 1
-                yield from _record(header, record, Row({}, where, name, count), problems)
+                yield from _record(header, record, where, problems)
             line = records.line_num + 1
     except csv.Error as error:
         problems.add(Problem(f"malformed {'TSV' if delimiter != ',' else 'CSV'}: {error}.", f"{name}:{line}"))
 
 
-def _record(header: list[str], record: list[str], blank: Row, problems: Problems) -> Iterator[Row]:
+def _record(header: list[str], record: list[str], where: str, problems: Problems) -> Iterator[Row]:
     if len(record) != len(header):
-        problems.add(Problem(f"the row has {len(record)} fields, the first line names {len(header)} columns.", blank.where))
+        problems.add(Problem(f"the row has {len(record)} fields, the first line names {len(header)} columns.", where))
     elif any(record):
-        yield Row(dict(zip(header, record, strict=True)), blank.where, blank.file, blank.number)
+        yield Row(dict(zip(header, record, strict=True)), where)
     else:
-        yield blank
+        yield Row({}, where)
 
 
 def header_of(cells: Sequence[Any], where: str, problems: Problems) -> list[str]:

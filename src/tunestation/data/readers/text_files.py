@@ -15,9 +15,8 @@ from tunestation.recipe.data import ReadOptions
 def text_rows(path: Path, name: str, options: ReadOptions, problems: Problems) -> Iterator[Row]:
     """The file as one document, or one a paragraph or line that is not blank (`options.document`)."""
     numbered = enumerate(lines(path, name, options, problems, newline="\n"), start=1)
-    documents = DOCUMENTS[options.document](numbered)
-    for count, (line, text) in enumerate(documents, start=1):
-        yield Row({"text": text}, f"{name}:{line}", name, count)
+    for line, text in DOCUMENTS[options.document](numbered):
+        yield Row({"text": text}, f"{name}:{line}")
 
 
 Numbered = Iterable[tuple[int, str]]

@@ -108,7 +108,6 @@ class Turns:
             again="false" if self.suffix_as_eos else "true",
         )
 
-
     def _question(self) -> str:
         usual = _expression(self.instruction, "{input}")
         if not self.after_system:
