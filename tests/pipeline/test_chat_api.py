@@ -104,7 +104,8 @@ def test_stop_seed_and_sampling_settings_reach_the_model(client, engine):
 
 
 def test_a_conversation_of_parts_and_developer_texts_is_the_conversation_of_plain_ones(client):
-    parts = [{"role": "developer", "content": "You are kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    hi = {"role": "user", "content": [{"type": "text", "text": "Hi"}], "type": "text"}
+    parts = [{"role": "developer", "content": "You are kind."}, hi]
     plain = create(client, messages=ask("Hi", "You are kind.")).choices[0].message.content
     assert create(client, messages=parts).choices[0].message.content == plain != create(client).choices[0].message.content
 

@@ -12,6 +12,7 @@ from chatting import GREEDY, QUESTIONS, ask, collect, expected, idle
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tunestation.chat import fp8
 from tunestation.chat.answers import Request
 from tunestation.chat.engine import Engine
 from tunestation.chat.generate import batch_answers, prompt_ids, stop_ids
@@ -253,3 +254,19 @@ def test_code_in_the_folder_is_never_run(copy, tmp_path, monkeypatch, opened):
     with pytest.raises(InputError, match="custom code"):
         opened(copy)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fp8_multiplied_as_such_is_fp8_turned_back_but_for_the_rounding_of_its_input(bias):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 128, bias=bias, dtype=torch.bfloat16)
+    x = torch.randn(2, 5, 64, dtype=torch.bfloat16)
+    turned_back = fp8.Fp8Linear(linear, torch.device("cpu"))
+    multiplied = fp8.Fp8Linear(linear, torch.device("cpu"))
+    multiplied._units = True
+    assert not turned_back._units
+    assert turned_back.weight.dtype == torch.float8_e4m3fn
+    for one in (turned_back, multiplied):
+        error = (one(x) - linear(x)).float()
+        assert error.norm() < 0.05 * linear(x).float().norm()
+    assert not torch.equal(turned_back(x), multiplied(x))

@@ -33,6 +33,8 @@ class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    type: Literal["text"] | None = None
+    """No part of OpenAI's messages, but lm-evaluation-harness sends it."""
 
     def plain(self) -> dict:
         """As the chat template takes it; `developer` is the newer name of `system`."""
