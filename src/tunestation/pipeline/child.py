@@ -21,6 +21,9 @@ from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.settings import local_rank
 
+ECHO = re.compile("Connection (closed|reset) by peer|Broken pipe|ncclRemoteError")
+"""What gloo and NCCL say when the process at the other end is gone."""
+
 
 def main(path: Path) -> int:
     """Run the job at `path`; writes result.json or error.json beside it. Returns the exit code."""
@@ -47,7 +50,7 @@ def _report(error: BaseException, path: Path) -> int:
 
 def _is_echo(error: BaseException) -> bool:
     """Whether it only says that another of the processes that work together has ended."""
-    return isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer|Broken pipe|NCCL", str(error)) is not None
+    return isinstance(error, RuntimeError) and ECHO.search(str(error)) is not None
 
 
 def _in_words(error: BaseException, log: Path) -> TunestationError:
