@@ -144,6 +144,12 @@ def test_volumes_that_do_not_exist_yet_are_judged_by_the_folder_they_would_be_ma
     assert not (tmp_path / "not").exists()
 
 
+def test_a_folder_that_cannot_even_be_looked_for_is_told_and_no_accident():
+    assert storage.existing(Path("/etc") / ("x" * 300) / "runs") == Path("/etc")
+    found = storage.writable(home(Path("/proc") / ("x" * 300)))
+    assert found.level == "problem" and "takes no files" in found.what
+
+
 def test_volumes_that_take_no_files_are_told_with_the_reason():
     found = storage.writable(home("/proc/none"))
     assert found.level == "problem"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -48,8 +49,8 @@ def mount_of(path: Path, every: Iterable[Mount]) -> Mount:
 
 
 def existing(path: Path) -> Path:
-    """`path`, or its nearest parent that is there; links resolved."""
-    return next(place for place in (path, *path.parents) if place.exists()).resolve()
+    """`path`, or its nearest parent that this user can see; links resolved."""
+    return next(place for place in (path, *path.parents) if os.path.exists(place)).resolve()
 
 
 def volumes(settings: Settings) -> dict[str, Path]:
