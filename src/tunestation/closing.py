@@ -29,7 +29,7 @@ def stages(done: Sequence[Done]) -> str:
 def warnings(work: Work) -> str:
     """A table of all that the stages warned of; empty if there was nothing."""
     rows = [(stage, text) for stage, record in work.records().items() for text in record["observed"].get("warnings", [])]
-    return "\n" + table(rows, ("stage", "warning")) if rows else ""
+    return f"\n{table(rows, ('stage', 'warning'))}\n" if rows else ""
 
 
 def comparisons(found: Sequence[Comparison], lock: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.process import run_child
 from tunestation.pipeline.run import alone
@@ -24,11 +25,18 @@ def inspect(work: Work, row: int | None, tokens: bool, tokenizer: str | None) ->
         "prepare": stage.params,
         "row": row,
         "tokens": tokens,
-        "tokenizer": str(Path(tokenizer).absolute()) if tokenizer else None,
-        "model_ref": STARTER if isinstance(work.recipe.model.source, StarterModel) else work.inputs.model_ref,
+        "tokenizer": str(Path(tokenizer).absolute()) if tokenizer else _tokenizer(work),
     }
     look = Stage("inspect", "tunestation.stages.inspect:run", params, variables=stage.variables)
     logs, output = work.shelf.folder / "logs" / "inspect", work.shelf.folder / "inspect"
     job = Job(look.name, look.function, params, needs, output, work.shelf.volumes, work.runtime | {"logs": str(logs)})
     with nullcontext() if "prepare" in needs else alone(work.shelf.folder):  # looking at a result disturbs no run
         run_child(look, job, logs, work.shelf.volumes.cache, Workers())
+
+
+def _tokenizer(work: Work) -> str | None:
+    """The model's folder, fetched or local; None if it is not on this machine or has no tokenizer yet."""
+    fetch = work.folder("fetch")
+    model = model_of(fetch) if fetch else None
+    ref = model.ref if model else STARTER if isinstance(work.recipe.model.source, StarterModel) else work.inputs.model_ref
+    return str(work.shelf.volumes.path(ref)) if ref else None

@@ -15,7 +15,7 @@ from tunestation.data.inspection_page import Overview, page
 from tunestation.data.tokenizers import load_tokenizer
 from tunestation.errors import InputError
 from tunestation.fetching.manifest import FetchedModel, data_of, write_manifest
-from tunestation.models.folder import is_model_file, is_weight
+from tunestation.models.folder import is_weight, model_files
 from tunestation.pipeline.digest import file_digest, text_digest
 from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job, Result
@@ -44,9 +44,7 @@ class Params(Part):
     tokens: bool = False
     """Show its tokens too."""
     tokenizer: str | None = None
-    """A folder with a tokenizer, where the model is not on this machine."""
-    model_ref: str | None = None
-    """The model's folder, if the recipe names one on this machine."""
+    """The folder with the model's tokenizer; None if it is not on this machine, or made from the data."""
 
 
 def run(params: dict, job: Job) -> Result:
@@ -85,22 +83,20 @@ def _prepared(asked: Params, job: Job) -> tuple[Path, Path, Volumes, Result]:
 
 def _identity(asked: Params) -> str:
     """What a look depends on: the parameters of prepare, digests of local data among them, and the tokenizer's files."""
-    files = sorted(path for path in Path(asked.tokenizer).glob("*") if path.is_file()) if asked.tokenizer else []
-    return text_digest(canonical([asked.prepare, asked.model_ref, [file_digest(path) for path in files]]))
+    files = _small_files(Path(asked.tokenizer)) if asked.tokenizer else []
+    return text_digest(canonical([asked.prepare, [file_digest(path) for path in files]]))
 
 
 def _volumes(asked: Params, job: Job) -> Volumes:
-    """Where references point; with a tokenizer of the user's own `models:` is where that was made readable."""
+    """Where references point: `models:` is where the tokenizer was made readable."""
     return replace(job.volumes, models=job.output / "models") if asked.tokenizer else job.volumes
 
 
 def _scratch_manifest(asked: Params, job: Job, fetched: Path) -> None:
     """Write what `fetch` would have written, with a tokenizer in the model's place."""
-    ref = asked.model_ref
     if asked.tokenizer:
-        ref = "models:tokenizer"
         _take(Path(asked.tokenizer), job.output / "models" / "tokenizer")
-    elif ref is None and not asked.prepare["tokenizer"]:
+    elif not asked.prepare["tokenizer"]:
         what = f"the model of '{asked.recipe}' is not on this machine."
         raise InputError(what, remedy=f"Give --tokenizer FOLDER with its tokenizer files, or run 'invoke fetch {asked.recipe}'.")
     parts = asked.prepare["parts"]
@@ -109,24 +105,29 @@ def _scratch_manifest(asked: Params, job: Job, fetched: Path) -> None:
     if away:
         what = f"the data of data.sources[{away[0]}] is not on this machine."
         raise InputError(what, remedy=f"Run 'invoke fetch {asked.recipe}' first.")
-    write_manifest(fetched, FetchedModel(ref, None, None, {}) if ref else None, data)
+    write_manifest(fetched, FetchedModel("models:tokenizer", None, None, {}) if asked.tokenizer else None, data)
+
+
+def _small_files(folder: Path) -> list[Path]:
+    """What counts in a model folder, but for the weights. Raises InputError if it is no folder."""
+    if not folder.is_dir():
+        raise InputError("is not a folder.", str(folder), "Give one that holds tokenizer.json, or a vocabulary and config.json.")
+    return [path for path in model_files(folder) if not is_weight(path.name)]
 
 
 def _take(folder: Path, into: Path) -> None:
     """Copy the small files of a model folder; a vocabulary that transformers does not read becomes tokenizer.json."""
     from tunestation.models.native.registry import family_of
-    from tunestation.models.native.vocabularies import write_tokenizer
+    from tunestation.models.native.vocabularies import chat_template, write_tokenizer
 
-    if not folder.is_dir():
-        raise InputError("is not a folder.", str(folder), "Give one that holds tokenizer.json, or a vocabulary and config.json.")
     into.mkdir(parents=True)
-    for path in folder.iterdir():
-        if path.is_file() and is_model_file(path.name) and not is_weight(path.name):
-            shutil.copyfile(path, into / path.name)
-    config = read_json(into / "config.json") if (into / "config.json").is_file() else {}
-    family = family_of(config)
+    for path in _small_files(folder):
+        shutil.copyfile(path, into / path.name)
+    names = {"config": "config.json", "tokenizer": "tokenizer_config.json"}
+    files = {kind: read_json(into / name) if (into / name).is_file() else {} for kind, name in names.items()}
+    family = family_of(files["config"])
     if family and not (into / "tokenizer.json").is_file():
-        write_tokenizer(family, into, config, None, into)
+        write_tokenizer(family, into, files["config"], chat_template(family, files), into)
 
 
 def _show(view: RowView | None, asked: Params, inspector: Inspector) -> None:

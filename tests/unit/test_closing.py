@@ -1,0 +1,23 @@
+"""What a run says at its end: nothing that a stage warned of is left in its log alone."""
+
+from types import SimpleNamespace
+
+from tunestation import closing
+
+
+def work(**warnings: list[str]) -> SimpleNamespace:
+    records = {stage: {"observed": {"warnings": found} if found else {}} for stage, found in warnings.items()}
+    return SimpleNamespace(records=lambda: records)
+
+
+def test_warnings_of_all_stages_stand_in_one_table():
+    said = closing.warnings(work(prepare=["2 rows dropped", "1 row repaired"], train=["loss rose"], merge=[]))
+    assert [line.split(None, 1) for line in said.splitlines()[3:]] == [
+        ["prepare", "2 rows dropped"],
+        ["prepare", "1 row repaired"],
+        ["train", "loss rose"],
+    ]
+
+
+def test_without_warnings_there_is_no_table():
+    assert closing.warnings(work(prepare=[], train=[])) == ""
