@@ -124,7 +124,7 @@ def chat_port(words: Sequence[str]) -> str | None:
             return after
         if word.startswith("--port="):
             return word.partition("=")[2]
-    return "7860"
+    return "8000" if "serve" in words else "7860"
 
 
 def up(recipe: str, port: int) -> None:

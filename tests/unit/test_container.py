@@ -99,7 +99,8 @@ def test_the_exit_code_of_the_task_is_passed_on(docker):
     [
         (["chat", "quickstart"], "7860"),
         (["chat", "quickstart", "--port", "8000"], "8000"),
-        (["serve", "quickstart", "-p", "8000"], "8000"),
+        (["serve", "quickstart"], "8000"),
+        (["serve", "quickstart", "-p", "9000"], "9000"),
         (["reproduce", "quickstart", "--chat", "--port=8000"], "8000"),
         (["reproduce", "quickstart"], None),
     ],

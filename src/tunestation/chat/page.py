@@ -37,6 +37,7 @@ _CSS = """
 #talks .wrap { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
 #talks label { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 #talks label input { display: none; }
+#talks label.selected { border-color: var(--color-accent); font-weight: 600; }
 @media (max-width: 700px) {
     #conversations:has(#base) #tuned, #base { height: 38vh !important; }
 }
