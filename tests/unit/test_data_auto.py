@@ -63,7 +63,7 @@ def test_documents_are_looked_for_when_the_objective_is_pretraining(column):
 def test_several_fitting_formats_are_named_and_none_is_guessed():
     both = {"instruction": "a", "output": "b", "instruction_zh": "a", "output_zh": "b"}
     assert refused(both) == (
-        "x.jsonl: the columns of x.jsonl fit several formats: alpaca (instruction, output); alpaca_zh (instruction_zh, output_zh). "
+        "x.jsonl: its columns fit several formats: alpaca (instruction, output); alpaca_zh (instruction_zh, output_zh). "
         "Name one, as 'format: {kind: alpaca}'."
     )
     assert "preference (prompt, chosen, rejected)" in refused({"messages": [TURN], "prompt": "p", "chosen": "a", "rejected": "b"})
@@ -72,14 +72,14 @@ def test_several_fitting_formats_are_named_and_none_is_guessed():
 
 def test_a_pair_is_not_chosen_when_another_column_belongs_to_the_question():
     assert refused({"context": "c", "question": "q", "answer": "a"}) == (
-        "x.jsonl: no format is known by the columns of x.jsonl: context, question, answer. "
+        "x.jsonl: no format is known by its columns: context, question, answer. "
         "These read such columns: law_reference, sql. Name one, or the columns, as 'format: {kind: columns, input: ..., output: ...}'."
     )
 
 
 def test_unknown_columns_name_the_formats_that_would_read_them():
     assert "These read such columns: arxiv." in refused({"abstract": "a", "title": "t"})
-    assert "no format is known by the columns of x.jsonl: foo, bar. Name one, or the columns" in refused({"foo": 1, "bar": 2})
+    assert "no format is known by its columns: foo, bar. Name one, or the columns" in refused({"foo": 1, "bar": 2})
     assert "Name the column with the document" in refused({"messages": [TURN]}, "pretrain")
 
 

@@ -106,6 +106,7 @@ def test_bytes_that_do_not_fit_the_encoding_are_named_by_line(tmp_path):
     assert problems(write(tmp_path, "x.json", text))[0].startswith("x.json:3: is not UTF-8: the byte 0xff fits nothing.")
     assert problems(write(tmp_path, "x.csv", "q\n好\n".encode("gb18030")))[0].startswith("x.csv:2: is not UTF-8: the byte 0xba fits")
     assert problems(write(tmp_path, "x.jsonl", LINES), encoding="ascii")[0].startswith("x.jsonl:1: is not ASCII: the byte 0xe4 fits")
+    assert "as 'read: {encoding: utf-16}'" in problems(write(tmp_path, "x.jsonl", LINES.decode().encode("utf-16")))[0]
     assert "cannot be read" in problems(write(tmp_path, "x.jsonl", LINES.decode().encode("utf-16")[:-1]), encoding="utf-16")[0]
 
 

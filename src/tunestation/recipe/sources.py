@@ -76,7 +76,7 @@ class FileSource(Part):
 
     kind: Literal["files"]
     paths: Annotated[tuple[RelativePath, ...], Field(min_length=1)]
-    """.json, .jsonl, .csv or .xlsx files."""
+    """.json, .jsonl, .csv, .tsv, .xlsx, .parquet, .arrow or .txt files, each also behind .gz or .zst."""
 
 
 class HubSource(Part):

@@ -60,9 +60,9 @@ def recognise(head: Sequence[Row], objective: str, name: str) -> Candidate:
     if len(best) == 1:
         return best[0]
     if best:
-        what = f"the columns of {name} fit several formats: {'; '.join(map(str, best))}."
+        what = f"its columns fit several formats: {'; '.join(map(str, best))}."
         raise InputError(what, name, f"Name one, as 'format: {_written(best[0].format)}'.")
-    raise InputError(f"no format is known by the columns of {name}: {', '.join(present)}.", name, _by_name(present, objective))
+    raise InputError(f"no format is known by its columns: {', '.join(present)}.", name, _by_name(present, objective))
 
 
 def _documents(present: Sequence[str]) -> Iterator[Candidate]:

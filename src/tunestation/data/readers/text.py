@@ -78,5 +78,7 @@ def undecodable(text: str) -> int:
 
 def not_text(byte: str, encoding: str, where: str) -> Problem:
     """The problem of a byte, as `undecodable` finds it, that fits nothing in `encoding`."""
-    remedy = "Save the file as UTF-8, or name its encoding, as 'read: {encoding: gb18030}'."
-    return Problem(f"is not {encoding.upper()}: the byte 0x{ord(byte) - 0xDC00:02x} fits nothing.", where, remedy)
+    value = ord(byte) - 0xDC00
+    likely = "utf-16" if value in (0xFE, 0xFF) else "gb18030"  # with these bytes UTF-16 marks its order; UTF-8 has no use for them
+    remedy = f"Save the file as UTF-8, or name its encoding, as 'read: {{encoding: {likely}}}'."
+    return Problem(f"is not {encoding.upper()}: the byte 0x{value:02x} fits nothing.", where, remedy)
