@@ -107,7 +107,7 @@ def test_a_base_that_was_changed_after_training_is_refused(station, tmp_path):
     (converted / "report.json").write_text(json.dumps(report))
     job = Job("merge", "", {}, {"fetch": station.make("fetch"), "convert": converted}, tmp_path, station.open().shelf.volumes, {})
     with pytest.raises(TunestationError) as told:
-        run({}, job)
+        run({"gguf": None}, job)
     assert [str(problem).partition(" Merge with")[0] for problem in told.value.problems] == [
         "models:tiny/config.json: has other bytes than the base that the adapter was trained on.",
         f"models:tiny: is at commit None, but the adapter was trained on {'c' * 40}.",
@@ -180,4 +180,4 @@ def test_a_weight_that_is_missing_is_not_made_up(station, merged, tmp_path, assi
     job = Job("merge", "", {}, needs, tmp_path / "out", shelf.volumes, {})
     message = "o_proj: lora_B is missing|v_proj: lora_B is missing" if not assignments else f"1 weights are missing, first {name}"
     with pytest.raises(TunestationError, match=message):
-        run({"dtype": "bfloat16", "base": "16bit", "trained_base": None}, job)
+        run({"dtype": "bfloat16", "base": "16bit", "trained_base": None, "gguf": None}, job)

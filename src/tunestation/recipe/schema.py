@@ -74,6 +74,8 @@ class Export(Part):
     base: Literal["16bit", "nf4"] = "16bit"
     """What the adapter of qlora is added to: the base as it is, or its 4-bit weights read back. The merge says which is nearer to
     what was trained."""
+    gguf: Literal["f16", "q8_0"] | None = None
+    """Also write a GGUF file for llama.cpp and what builds on it (Ollama, LM Studio); needs the package gguf."""
     max_kl: Annotated[float, Field(ge=0)] = 0.01
     """Mean KL divergence from base + adapter to the merged model, in nats a token, above which the merge fails."""
 

@@ -61,13 +61,13 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         "merge",
         "tunestation.stages.merge:run",
         {
-            **_pick(recipe.export, "dtype", "shard_size", "base", "max_kl"),
+            **_pick(recipe.export, "dtype", "shard_size", "base", "gguf", "max_kl"),
             "trained_base": recipe.train.base.model_dump() if recipe.train.method == "qlora" else None,
             "generation": recipe.chat.generation.model_dump(),
             "name": recipe.name,
         },
         needs=("fetch", "prepare", "train", "convert"),
-        tools=("torch", "transformers", "peft", "safetensors"),
+        tools=("torch", "transformers", "peft", "safetensors", *(["gguf"] if recipe.export.gguf else [])),
         version=2,
         resumes=True,
     )

@@ -54,6 +54,7 @@ def run(params: dict, job: Job) -> Result:
     model = model_of(job.needs["fetch"])
     made_of = Ingredients(job.needs["convert"], model, job.volumes.path(model.ref) if model else None)
     _check_base(made_of, job)
+    _check_gguf(made_of, params, job)
     plan, tied = _plan(made_of, params)
     _go_on(made_of, params, job)
     start = time.monotonic()
@@ -64,6 +65,7 @@ def run(params: dict, job: Job) -> Result:
     licences = _beside(made_of, params, job, plan.tied)
     proof, proved = _prove(made_of, params, job, tied)
     _write_card(made_of, params, job, licences, proof)
+    _write_gguf(params, job)
     (job.output / BEGUN).unlink()
     return Result(
         facts={"weights": weights, "dtype": params["dtype"], "modules_changed": len(plan.changed)},
@@ -94,6 +96,22 @@ def _check_base(made_of: Ingredients, job: Job) -> None:
         problems.append(Problem(what, model.name, remedy))
     if problems:
         raise TunestationError(problems=problems)
+
+
+def _check_gguf(made_of: Ingredients, params: dict, job: Job) -> None:
+    if params["gguf"]:
+        from tunestation.export.gguf_file import check
+
+        check(read_json(made_of.folder / "config.json"), read_json(job.needs["prepare"] / "tokenizer" / "tokenizer.json"))
+
+
+def _write_gguf(params: dict, job: Job) -> None:
+    if params["gguf"]:
+        from tunestation.export.gguf_file import write
+
+        path = job.output / f"{params['name']}-{params['gguf']}.gguf"
+        write(job.output, path, params["gguf"], params["name"])
+        print(f"  {path.name}: {amount(path.stat().st_size)}", flush=True)
 
 
 def _plan(made_of: Ingredients, params: dict) -> tuple[merging.Plan, bool]:
