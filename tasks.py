@@ -7,7 +7,7 @@ from invoke import task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from tunestation.runner import beside, call, diagnose, manage, tool
+from tunestation.runner import call, diagnose, manage, tool
 
 SET = {"set": "key=value on top of the recipe, as train.epochs=1; may be given several times"}
 RUN = SET | {"force": "run again even if nothing changed", "offline": "touch no network"}
@@ -126,13 +126,13 @@ def import_xtuner(_, path, model, name="", alpha=0.0):
 @task(help={"source": "host:path, fsspec URL or folder of runs", "to": "fsspec URL or folder", "every": "seconds; 0 is once"})
 def sync(_, recipe, source="", to="", every=0):
     """Bring finished stages and complete checkpoints here, or elsewhere, also while training goes on."""
-    beside("sync", recipe, source, to, every)
+    call("sync", recipe, source, to, every)
 
 
 @task(help={"to": "a new folder; default RECIPE-bundle", "wheels": "leave the packages out"})
 def bundle(_, recipe, to="", wheels=True):
     """Pack all that a recipe needs on a machine without a network into one folder with digests."""
-    beside("bundle", recipe, to, wheels)
+    call("bundle", recipe, to, wheels)
 
 
 @task(help={"strict": "exit code 1 if a run would fail, leave the GPU idle, or vanish", "offline": "do not ask the hub"})

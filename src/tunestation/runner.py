@@ -29,20 +29,10 @@ def call(function: str, *arguments: object, **options: object) -> None:
     with _in_words():
         if function not in OUTSIDE and _in_docker():
             sys.exit(container.run(sys.argv[1:]))
-        _call(function, *arguments, **options)
+        stack()
+        from tunestation import app
 
-
-def beside(function: str, *arguments: object) -> None:
-    """The same in .venv, also where there is an image: for what needs the user's own folders, SSH keys, credentials and pip."""
-    with _in_words():
-        _call(function, *arguments)
-
-
-def _call(function: str, *arguments: object, **options: object) -> None:
-    stack()
-    from tunestation import app
-
-    getattr(app, function)(*arguments, **options)
+        getattr(app, function)(*arguments, **options)
 
 
 def manage(function: str, *arguments: object) -> None:
