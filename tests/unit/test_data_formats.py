@@ -232,3 +232,9 @@ def test_the_self_introductions_get_name_and_author():
     assert len(texts) == 182
     assert any("NAME" in text and "AUTHOR" in text for text in texts)
     assert not any("{{" in text for text in texts)
+
+
+def test_every_column_of_a_question_is_needed_unless_it_may_be_missing():
+    (told,) = of_a_file(TableFormat(kind="sql"), {"context": "CREATE TABLE x", "answer": "a"})
+    assert "the format 'sql' reads the column 'question'" in told
+    assert of_a_file(TableFormat(kind="medical"), {"instruction": "q", "output": "a"}) == []

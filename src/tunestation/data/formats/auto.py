@@ -127,7 +127,7 @@ def _first(head: Sequence[Row], column: str) -> object:
 def _by_name(present: Sequence[str], objective: str) -> str:
     if objective == "pretrain":
         return "Name the column with the document, as 'format: {kind: text, column: ...}'."
-    named = [kind for kind, table in TABLES.items() if {*table.columns, *(table.question if kind == "sql" else ())} <= set(present)]
+    named = [kind for kind, table in TABLES.items() if set(table.columns) <= set(present)]
     known = f"These read such columns: {', '.join(named)}. " if named else ""
     return f"{known}Name one, or the columns, as 'format: {{kind: columns, input: ..., output: ...}}'."
 

@@ -8,7 +8,7 @@ from tunestation.data.formats.message import ROLES, Draft, Message
 from tunestation.data.formats.registry import row_format
 from tunestation.data.formats.tables import pair
 from tunestation.data.formats.tools import tool_calls, tools
-from tunestation.data.formats.values import Unusable, flag, kind, objects, text
+from tunestation.data.formats.values import Unusable, flag, objects, text
 from tunestation.data.readers.row import Row
 from tunestation.errors import InputError
 
@@ -120,5 +120,5 @@ def _llava(params: Any, row: Row) -> Draft:
         raise Unusable("the row is about an image; only texts can be trained")
     turns = objects(row.values.get("conversations"), "conversations", row.where)
     if any("<image>" in str(turn.get("value")) for turn in turns):
-        raise Unusable(f"the row mentions <image> but has {kind(None)} in 'image'; only texts can be trained")
+        raise Unusable("the row speaks of an <image>; only texts can be trained")
     return Draft([_turn(turn, f"conversations[{index}]", row.where) for index, turn in enumerate(turns)])

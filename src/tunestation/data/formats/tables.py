@@ -24,24 +24,26 @@ class Table:
     """The columns of a known layout, and the system text that XTuner gives its rows."""
 
     question: tuple[str, ...]
-    """Columns that ask, joined by a newline; all but the first may be missing or empty."""
+    """Columns that ask, joined by a newline; an empty one adds none."""
     answer: str
     system: str = ""
     """Letter for letter XTuner's SYSTEM_TEMPLATE, with its final newline; `system` of the recipe goes before it."""
     system_column: str = "system"
     """Column with a row's own system text; may be missing."""
+    optional: str = ""
+    """The column of `question` that may be missing."""
     after_colon: bool = False
     """Whether only what follows the first colon of the question counts."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns without which no row can be read."""
-        return (self.question[0], self.answer)
+        return (*(name for name in self.question if name != self.optional), self.answer)
 
 
 TABLES = {
-    "alpaca": Table(("instruction", "input"), "output"),
-    "alpaca_zh": Table(("instruction_zh", "input_zh"), "output_zh"),
+    "alpaca": Table(("instruction", "input"), "output", optional="input"),
+    "alpaca_zh": Table(("instruction_zh", "input_zh"), "output_zh", optional="input_zh"),
     "arxiv": Table(("abstract",), "title", ARXIV),
     "code_alpaca": Table(("prompt",), "completion", CODER),
     "colors": Table(("description",), "color", COLORIST, after_colon=True),
@@ -49,7 +51,7 @@ TABLES = {
     "crime_kg_assitan": Table(("input",), "output", LAWYER),
     "default": Table(("input",), "output"),
     "law_reference": Table(("question",), "answer", LAWYER),
-    "medical": Table(("instruction", "input"), "output", MEDICAL),
+    "medical": Table(("instruction", "input"), "output", MEDICAL, optional="input"),
     "openorca": Table(("question",), "response", system_column="system_prompt"),
     "prompt_completion": Table(("prompt",), "completion"),
     "sql": Table(("context", "question"), "answer", SQL),
