@@ -2,9 +2,10 @@
 
     python bench/chat.py quickstart --clients 50 --seconds 120 --out FILE
 
-Starts `invoke serve RECIPE` on a port of 127.0.0.1 and lets every client ask one question after another, every second one
-streamed. An answer is lost if it is an error or empty; a busy server's 429 is counted apart. `different` counts answers that are not
-what the same question gets alone: bfloat16 rounds a little differently in company. Needs `openai` of docker/requirements-dev.txt.
+Starts `invoke serve RECIPE` on a port of 127.0.0.1, or takes the API at `--url`, whose model is called RECIPE. Every client asks one
+question after another, every second one streamed. An answer is lost if it is an error or empty; a busy server's 429 is counted apart.
+`different` counts answers that are not what the same question gets alone: bfloat16 rounds a little differently in company.
+Needs `openai` of docker/requirements-dev.txt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -38,22 +41,30 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--url", help="of an API that runs already, as http://127.0.0.1:8000/v1")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    port = _free_port()
-    command = [sys.executable, "-m", "invoke", "serve", args.recipe, "--port", str(port)]
-    server = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "TUNE_RUNNER": "here"})
-    try:
-        _wait_until_ready(f"http://127.0.0.1:{port}/health", server)
-        row = asyncio.run(_load(f"http://127.0.0.1:{port}/v1", args.recipe, args.clients, args.seconds))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait()
+    with nullcontext(args.url) if args.url else _served(args.recipe) as url:
+        row = asyncio.run(_load(url, args.recipe, args.clients, args.seconds))
     told = {"what": __doc__.splitlines()[0], "machine": _machine(), "rows": [row]}
     text = json.dumps(told, ensure_ascii=False, indent=1)
     print(text)
     if args.out:
         args.out.write_text(f"{text}\n", encoding="utf-8")
+
+
+@contextmanager
+def _served(recipe: str) -> Iterator[str]:
+    """The address of the recipe's API while it runs."""
+    port = _free_port()
+    command = [sys.executable, "-m", "invoke", "serve", recipe, "--port", str(port)]
+    server = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "TUNE_RUNNER": "here"})
+    try:
+        _wait_until_ready(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
 
 
 def _free_port() -> int:

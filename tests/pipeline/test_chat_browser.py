@@ -90,6 +90,12 @@ def finished(window):
     expect(window.locator("#box .submit-button")).to_be_visible()
 
 
+def wait_until_idle(server):
+    deadline = time.monotonic() + 20
+    while httpx.get(f"{server.url}/health", trust_env=False).json()["running"]:
+        assert time.monotonic() < deadline, "the model still answers"
+
+
 def answers(window, who="tuned"):
     return window.locator(f"#{who} .message.bot")
 
@@ -193,6 +199,32 @@ def test_an_edited_question_is_asked_again_and_what_came_after_it_goes(window, a
     expect(answers(window)).to_contain_text(first_words(alone, "天空为什么是蓝色的？", tokens=12))
 
 
+def test_a_corrected_answer_stands_and_is_exported(window):
+    shorten_answers(window, 5)
+    send(window, "Hi")
+    finished(window)
+    window.get_by_role("button", name="Edit").last.click()
+    window.locator("#tuned textarea").fill("A better answer.")
+    window.get_by_role("button", name="Submit").first.click()
+    expect(answers(window)).to_have_text("A better answer.")
+    window.locator(".toggle-button").first.click()
+    with window.expect_download() as download:
+        window.get_by_role("button", name="Export as training data").click()
+    (row,) = [json.loads(line) for line in download.value.path().read_text(encoding="utf-8").splitlines()]
+    assert row["messages"][1] == {"role": "assistant", "content": "A better answer."}
+
+
+def test_clearing_while_it_answers_ends_the_answer_and_leaves_nothing(window, server):
+    send(window, "Please write.")
+    expect(answers(window)).to_contain_text(re.compile(r"\w{3}"), timeout=30_000)
+    window.get_by_role("button", name="Clear").click()
+    expect(answers(window)).to_have_count(0)
+    finished(window)
+    wait_until_idle(server)
+    window.locator(".toggle-button").first.click()
+    expect(window.locator("#talks label")).to_have_count(0)
+
+
 def test_conversations_outlive_a_reload_are_listed_and_leave_as_training_data(window, tmp_path):
     shorten_answers(window, 5)
     send(window, "Hi")
@@ -236,9 +268,7 @@ def test_leaving_the_page_ends_its_answer(window, server):
     send(window, "Please write.")
     expect(answers(window)).to_contain_text(re.compile(r"\w{3}"), timeout=30_000)
     window.close()
-    deadline = time.monotonic() + 20
-    while httpx.get(f"{server.url}/health", trust_env=False).json()["running"]:
-        assert time.monotonic() < deadline, "the model still answers"
+    wait_until_idle(server)
 
 
 def test_a_message_that_is_too_long_is_explained_and_is_back_in_the_box(window):

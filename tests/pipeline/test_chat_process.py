@@ -42,6 +42,13 @@ def test_ask_as_json_is_one_object_a_prompt_with_its_cost(pair, tmp_path, engine
     assert all(row["seconds"] > 0 for row in rows)
 
 
+def test_every_prompt_that_leaves_no_room_is_named_and_nothing_is_asked(pair, tmp_path):
+    code, out, err = run(tmp_path, action="ask", weights=pair, prompts=["legs " * 600, "Hi", "name " * 600])
+    assert (code, out) == (2, "")
+    assert re.findall(r"prompt '(\w+) .*The message is \d+ tokens long", err) == ["legs", "name"]
+    assert "2 problems; nothing was run." in err
+
+
 def test_a_missing_model_is_one_line_on_standard_error_and_exit_code_2(tmp_path):
     code, out, err = run(tmp_path, action="ask", weights=Weights(model=str(tmp_path / "gone")), prompts=["Hi"])
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from queue import SimpleQueue
 
 from tunestation.chat.answers import Ending, Request
 from tunestation.chat.engine import Engine
 from tunestation.chat.main import ChatJob
+from tunestation.errors import InputError
 
 Events = SimpleQueue
 
 
 def ask(engine: Engine, job: ChatJob) -> None:
-    """Answer all prompts together, and print them in their order as they grow. Raises what made one fail."""
-    asked = [(prompt, _begin(engine, job, prompt)) for prompt in job.prompts]
+    """Answer all prompts together, and print them in their order as they grow. Raises what made one fail.
+
+    Raises InputError with every prompt that leaves no room for an answer; nothing is asked then.
+    """
+    requests = _requests(engine, job)
+    asked = [(prompt, _begin(engine, request)) for prompt, request in zip(job.prompts, requests, strict=True)]
     for prompt, events in asked:
         if job.as_json:
             text, ending = _whole(events)
@@ -27,11 +33,23 @@ def ask(engine: Engine, job: ChatJob) -> None:
             print(f"note: the answer was cut at {job.generation.max_new_tokens} tokens or the end of the context.", file=sys.stderr)
 
 
-def _begin(engine: Engine, job: ChatJob, prompt: str) -> Events:
+def _requests(engine: Engine, job: ChatJob) -> list[Request]:
     system = [{"role": "system", "content": job.system}] if job.system else []
-    messages, _ = engine.fit([*system, {"role": "user", "content": prompt}], job.generation.max_new_tokens)
+    requests, problems = [], []
+    for prompt in job.prompts:
+        try:
+            messages, _ = engine.fit([*system, {"role": "user", "content": prompt}], job.generation.max_new_tokens)
+            requests.append(Request(tuple(messages), job.generation, job.seed))
+        except InputError as error:
+            problems += [replace(problem, where=f"prompt {prompt[:40]!r}") for problem in error.problems]
+    if problems:
+        raise InputError(problems=problems)
+    return requests
+
+
+def _begin(engine: Engine, request: Request) -> Events:
     events: Events = SimpleQueue()
-    engine.submit(Request(tuple(messages), job.generation, job.seed), events.put)
+    engine.submit(request, events.put)
     return events
 
 

@@ -12,9 +12,9 @@ import gradio as gr
 
 from tunestation.chat.answers import Busy, Ending, Request
 from tunestation.chat.engine import Engine
-from tunestation.chat.parts import Context, Parts
+from tunestation.chat.parts import Context, Parts, new_browser
 from tunestation.chat.streams import Asked, asking
-from tunestation.chat.talks import Shelf, Talk, Turn, Votes, Who, new_id, to_jsonl
+from tunestation.chat.talks import Shelf, Talk, Turn, Votes, Who, to_jsonl
 from tunestation.chat.words import WORDS, preferred
 from tunestation.errors import TunestationError
 
@@ -111,7 +111,7 @@ class Handlers:
 
     def load(self, request: gr.Request, kept: dict | None, compare: bool) -> Changes:
         """A window was opened: its language, and the conversation that this browser saw last. Until then its box is closed."""
-        kept = kept or {"browser": new_id(), "talk": ""}
+        kept = kept or new_browser()
         language = preferred(request.headers.get("accept-language", ""))
         talk = self._shelf.get(kept["browser"], kept["talk"])
         if not talk.turns:
@@ -156,8 +156,8 @@ class Handlers:
         finally:
             self._asked.pop(request.session_hash, None)
             answered = bool(turn.answer("tuned"))
-            if not answered:
-                at.talk.turns.pop()
+            if not answered and turn in at.talk.turns:  # the conversation may have been cleared meanwhile
+                at.talk.turns.remove(turn)
             self._shelf.save(at.kept["browser"], at.talk)
         if trouble:
             # Not gr.Error, which covers the conversation with the word "Error".

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from tunestation.chat.talks import Talk, Who
+from tunestation.chat.talks import Talk, Who, new_id
 from tunestation.chat.words import WORDS
 from tunestation.recipe.schema import Generation
 
@@ -38,6 +38,11 @@ class Parts:
     """system, then the fields of Generation."""
 
 
+def new_browser() -> dict:
+    """What a browser keeps at first: a name of its own, and no conversation."""
+    return {"browser": new_id(), "talk": ""}
+
+
 class Context(NamedTuple):
     """What every handler is given of the page."""
 
@@ -53,7 +58,9 @@ class Context(NamedTuple):
     @classmethod
     def of(cls, values: Sequence) -> Context:
         """From the values of the components, in order."""
-        return cls(*values[:5], values[5:])
+        talk, kept, *others = values
+        # an example may be clicked before the page has asked its browser
+        return cls(talk, kept or new_browser(), *others[:3], others[3:])
 
     @property
     def words(self) -> dict[str, str]:
