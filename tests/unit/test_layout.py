@@ -105,3 +105,8 @@ def test_no_function_is_longer_than_50_lines():
 @pytest.mark.parametrize("word", ["trust_remote_code=True", "weights_only=False"])
 def test_no_code_of_others_is_ever_run(word):
     assert [path.name for path in SOURCES if word in path.read_text(encoding="utf-8")] == []
+
+
+def test_no_two_test_files_have_one_name():
+    names = [path.name for path in (PROJECT / "tests").glob("*/test_*.py")]
+    assert len(names) == len(set(names))
