@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from tunestation.errors import TunestationError
 from tunestation.export.adapter import Adapter
 from tunestation.export.merging import bytes_of, plan, write
+from tunestation.export.report import describe, sentence
 from tunestation.models.shards import Shards
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -174,6 +175,14 @@ def test_options_that_no_plain_weight_can_express_are_refused(pair, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_bias": True}))
     with pytest.raises(TunestationError, match="uses lora_bias, which cannot be merged"):
         Adapter(tmp_path / "adapter")
+
+
+def test_a_report_names_what_was_asked_for_in_vain_and_what_was_trained_whole(tmp_path):
+    base = make_base(tmp_path / "base")
+    options = {"target_modules": ["q_proj", "wqkv"], "modules_to_save": ["lm_head"], "use_rslora": True}
+    found = describe(Adapter(make_adapter(base, tmp_path / "adapter", **options)))
+    assert (found["asked_for_in_vain"], found["trained_whole"], found["modules"]) == (["wqkv"], ["lm_head.weight"], {"q_proj": 2})
+    assert sentence(found) == "rsLoRA of rank 4, alpha 8, float32: q_proj x 2; head trained"
 
 
 def test_a_full_disk_is_told_before_anything_is_written(pair, tmp_path, monkeypatch):

@@ -119,6 +119,39 @@ def test_a_merged_model_too_far_from_what_was_trained_fails(station):
         station.make("merge", "export.max_kl=0")
 
 
+def job_of(station, out, **needs):
+    """(params, job) of the merge of the tiny recipe, with other folders in the place of some that it needs."""
+    work = station.open()
+    stage = next(stage for stage in work.stages if stage.name == "merge")
+    found = {name: station.make(name) for name in stage.needs} | needs
+    out.mkdir(exist_ok=True)
+    return stage.params, Job("merge", "", stage.params, found, out, work.shelf.volumes, {})
+
+
+def test_a_merged_model_that_is_still_the_base_is_caught(station, tmp_path):
+    converted = tmp_path / "converted"
+    shutil.copytree(station.make("convert"), converted)
+    tensors = load_file(converted / "adapter_model.safetensors")
+    save_file({name: weight * ("lora_A" in name) for name, weight in tensors.items()}, converted / "adapter_model.safetensors")
+    with pytest.raises(TunestationError, match=r"is still the untuned base \(KL .*\): the merge, or the training, changed nothing"):
+        run(*job_of(station, tmp_path / "out", convert=converted))
+
+
+def test_an_interrupted_merge_goes_on_from_its_complete_files_only_if_it_is_the_same(station, tmp_path, capsys):
+    with pytest.raises(OSError, match="tokenizer"):  # it ends after the weights
+        run(*job_of(station, tmp_path / "out", prepare=tmp_path))
+    weights = tmp_path / "out" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    run(*job_of(station, tmp_path / "out"))
+    assert "going on: 1 weight files are complete" in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns == written
+    assert not (tmp_path / "out" / "begun.json").exists()
+    (tmp_path / "out" / "begun.json").write_text("{}")
+    run(*job_of(station, tmp_path / "out"))
+    assert "going on" not in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns != written
+
+
 def test_it_tells_nothing_of_this_machine(station, merged):
     for path in merged.rglob("*"):
         if path.is_file() and path.name != "stage.json":

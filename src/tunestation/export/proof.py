@@ -156,8 +156,9 @@ def _nearness(case: Case, proof: Proof, base: Shards, adapter: Adapter, tuned, f
 
 def judge(proof: Proof, max_kl: float, dtype: str) -> None:
     """Raises TunestationError for a merged model that is not what was trained."""
-    if proof.base and proof.base.largest == 0:
-        what = "the merged model answers exactly like the untuned base: the merge, or the training, changed nothing."
+    if proof.base and proof.base.kl <= proof.tuned.kl:
+        near = f"KL {proof.base.kl:.2g} from the base, {proof.tuned.kl:.2g} from what was trained"
+        what = f"the merged model is still the untuned base ({near}): the merge, or the training, changed nothing that is left."
         raise TunestationError(what, remedy=_finer(dtype, "Train longer or with a higher train.learning_rate."))
     if proof.tuned.kl > max_kl:
         what = f"the merged model is not what was trained: KL {proof.tuned.kl:.4g} from base + adapter, at most {max_kl:g} is allowed."

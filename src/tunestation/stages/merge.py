@@ -180,8 +180,6 @@ def _prove(made_of: Ingredients, params: dict, job: Job, tied: bool):
     print(f"  beside {'base + adapter' if made_of.adapter else 'the checkpoint'}: {_told(proof.tuned)}", flush=True)
     if proof.base:
         print(f"  beside the untuned base: {_told(proof.base)}", flush=True)
-        if proof.base.kl <= proof.tuned.kl:
-            print(f"  warning: rounding to {params['dtype']} moves the model more than training did; try export.dtype: float32", flush=True)
     if proof.trained:
         distances = ", ".join(f"{name} {kl:.2g}" for name, kl in proof.trained.items())
         print(f"  export.base: {proof.nearest} is nearest to what was trained (KL: {distances}); merged: {params['base']}", flush=True)
