@@ -2,7 +2,7 @@
 
 Once `invoke build` has made the image, tasks run in a container of it; before that, the first task installs the pinned stack into
 .venv with plain pip, so pip's own configuration decides between the CUDA and a CPU build of torch. TUNE_RUNNER chooses: docker, venv,
-or here for the running Python as it is. Developers' tools (test, lint, lock-stack), sync and bundle always run in .venv.
+or here for the running Python as it is. Developers' tools (test, lint, lock-stack), sync, bundle and import-xtuner always run in .venv.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tunestation import container, errors
 from tunestation.settings import PROJECT, WHEELS, child_environment, runner
 
 PYTHON = PROJECT / ".venv" / "bin" / "python"
-OUTSIDE = ("sync", "bundle")
-"""Functions of tunestation.app that never run in the image: they need the caller's SSH keys, or write to any folder of the host."""
+OUTSIDE = ("sync", "bundle", "import_xtuner")
+"""Functions of tunestation.app that never run in the image: they need the caller's SSH keys, or read or write any folder of the host."""
 
 
 def call(function: str, *arguments: object, **options: object) -> None:
