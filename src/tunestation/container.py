@@ -101,8 +101,7 @@ def _image() -> str:
 def run(words: Sequence[str]) -> int:
     """Run `invoke <words>` in a new container with the caller's user; returns its exit code."""
     options = [] if sys.stdin.isatty() else ["--no-TTY"]
-    port = chat_port(words)
-    options += ["--publish", f"127.0.0.1:{port}:{port}"] if port else []
+    options += ["--publish", address] if (address := published(words)) else []
     options += ["--workdir", str(INSIDE / Path.cwd().relative_to(PROJECT))] if Path.cwd().is_relative_to(PROJECT) else []
     options += [word for folder in named_folders(words) for word in ("--volume", f"{folder}:{folder}")]
     return _compose(["run", "--rm", *options, "workstation", "invoke", *words])
@@ -115,16 +114,14 @@ def named_folders(words: Sequence[str]) -> list[Path]:
     return sorted(folder for folder in folders if not folder.is_relative_to(PROJECT) and folder != Path("/"))
 
 
-def chat_port(words: Sequence[str]) -> str | None:
-    """The port that a task serves on: of `chat` and `serve`, and of `reproduce --chat`."""
-    if not {"chat", "serve", "--chat"} & set(words):
+def published(words: Sequence[str]) -> str | None:
+    """Where a task's page or API can be reached: `chat`, `reproduce --chat` and `serve` on this host alone, with --public from anywhere."""
+    if not {"chat", "serve", "--chat"} & set(words) or "--terminal" in words:
         return None
+    port = "8000" if "serve" in words else "7860"
     for word, after in zip(words, [*words[1:], ""], strict=True):
-        if word in ("--port", "-p"):
-            return after
-        if word.startswith("--port="):
-            return word.partition("=")[2]
-    return "8000" if "serve" in words else "7860"
+        port = after if word in ("--port", "-p") else word.removeprefix("--port=") if word.startswith("--port=") else port
+    return f"{'0.0.0.0' if '--public' in words else '127.0.0.1'}:{port}:{port}"
 
 
 def up(recipe: str, port: int) -> None:

@@ -22,8 +22,10 @@ TOKEN = "hf_NotARealTokenButOneThatMustNotTurnUp"
 KNOWN_WARNINGS = (
     r"^warning  gpu +no NVIDIA GPU",
     r"^warning  (host|disk) ",
+    r"^stage +warning$",
     r"^  warning: \d+ rows equal to an earlier row",
     r"FutureWarning: `is_gradient_checkpointing` is deprecated",
+    r"UserWarning: The PEFT config's `base_model_name_or_path` was renamed",
     r"OMP_NUM_THREADS/MKL_NUM_THREADS unset",
     r"^  warnings\.warn\($",
 )
@@ -49,7 +51,7 @@ def sums(path: Path) -> dict[str, str]:
 
 def new_warnings(text: str) -> list[str]:
     """Lines that warn of something that nobody has looked at yet."""
-    said = (re.sub(r"^(workstation|chat)-\d+ +\| ", "", line) for line in text.splitlines())
+    said = (re.sub(r"^(\x1b\[2K)?(workstation|chat)-\d+ +\| ", "", line) for line in text.splitlines())
     lines = [line for line in said if re.search(r"\bwarn|warning:", line, re.I)]
     return [line for line in lines if not any(re.search(known, line) for known in KNOWN_WARNINGS)]
 

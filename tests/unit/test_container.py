@@ -95,22 +95,21 @@ def test_the_exit_code_of_the_task_is_passed_on(docker):
 
 
 @pytest.mark.parametrize(
-    ("words", "port"),
+    ("words", "address"),
     [
-        (["chat", "quickstart"], "7860"),
-        (["chat", "quickstart", "--port", "8000"], "8000"),
-        (["serve", "quickstart"], "8000"),
-        (["serve", "quickstart", "-p", "9000"], "9000"),
-        (["reproduce", "quickstart", "--chat", "--port=8000"], "8000"),
-        (["reproduce", "quickstart"], None),
+        (["chat", "quickstart"], ["127.0.0.1:7860:7860"]),
+        (["chat", "quickstart", "--port", "8001"], ["127.0.0.1:8001:8001"]),
+        (["chat", "quickstart", "--terminal"], []),
+        (["serve", "quickstart"], ["127.0.0.1:8000:8000"]),
+        (["serve", "quickstart", "-p", "8001", "--public"], ["0.0.0.0:8001:8001"]),
+        (["reproduce", "quickstart", "--chat", "--port=8001"], ["127.0.0.1:8001:8001"]),
+        (["reproduce", "quickstart"], []),
     ],
 )
-def test_the_port_of_a_page_is_published_on_this_host_alone(docker, words, port):
-    assert container.chat_port(words) == port
+def test_a_page_is_published_on_this_host_alone_unless_it_is_meant_for_all(docker, words, address):
     asked = docker()
     container.run(words)
-    published = [after for word, after in pairwise(asked()[-1][0]) if word == "--publish"]
-    assert published == ([f"127.0.0.1:{port}:{port}"] if port else [])
+    assert [after for word, after in pairwise(asked()[-1][0]) if word == "--publish"] == address
 
 
 def test_a_file_outside_of_the_checkout_is_brought_along_under_its_own_name(docker, tmp_path):
