@@ -192,3 +192,11 @@ def test_without_an_interactive_terminal_the_lines_of_standard_input_are_asked(p
     process = start(tmp_path, stdin=str(file), action="terminal", weights=pair)
     assert process.wait() == 0
     assert expected(engine, "Hi") in process.said()
+
+
+def test_the_task_asks_the_finished_model_and_the_untuned_one(station):
+    short = ("--set", "chat.generation.max_new_tokens=12")
+    station.make("merge", short[1])
+    tuned, untuned = (json.loads(station.invoke("ask", "tiny", "What is 1 and 1?", "--json", *short, *words)) for words in ([], ["--base"]))
+    assert tuned["prompt"] == untuned["prompt"] == "What is 1 and 1?"
+    assert tuned["answer"] != untuned["answer"]

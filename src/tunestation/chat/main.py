@@ -6,6 +6,8 @@ import io
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,11 +63,13 @@ def main(arguments: list[str]) -> int:
         if job.action == "ask":
             from tunestation.chat.ask import ask
 
-            ask(_engine(job), job)
+            with _engine(job) as engine:
+                ask(engine, job)
         elif job.action == "terminal":
             from tunestation.chat.terminal import Terminal
 
-            Terminal(_engine(job), job, typed).run()
+            with _engine(job) as engine:
+                Terminal(engine, job, typed).run()
         else:
             _serve(job)
     except TunestationError as error:
@@ -87,10 +91,16 @@ def _quiet() -> None:
     sys.stdin = io.StringIO()
 
 
-def _engine(job: ChatJob) -> Engine:
+@contextmanager
+def _engine(job: ChatJob) -> Iterator[Engine]:
+    """The engine of the job; its thread must have ended before the interpreter does."""
     from tunestation.chat.engine import WAITING, Engine
 
-    return Engine(job.weights, waiting=max(WAITING, len(job.prompts)))
+    engine = Engine(job.weights, waiting=max(WAITING, len(job.prompts)))
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def _serve(job: ChatJob) -> None:
@@ -100,16 +110,15 @@ def _serve(job: ChatJob) -> None:
     password, generated = server.choose_password() if job.public else (None, False)
     host = server.EVERY_HOST if job.public else job.host
     server.check_port(host, job.port)
-    engine = _engine(job)
-    app = _app(job, engine, password)
-    what = f"Chat with {job.title}" if job.action == "page" else f"API of {job.name}"
-    shown = server.LOCAL_HOST if host == server.EVERY_HOST else host
-    where = f"http://{shown}:{job.port}{'' if job.action == 'page' else '/v1'}"
-    print(engine.summary(), flush=True)
-    if generated:
-        print(f"Password (of the page, with any user name, and of the API, as its key): {password}", flush=True)
-    server.serve(Guard(app, password), host, job.port, f"{what} at {where}  (Ctrl-C stops it)")
-    engine.close()
+    with _engine(job) as engine:
+        app = _app(job, engine, password)
+        what = f"Chat with {job.title}" if job.action == "page" else f"API of {job.name}"
+        shown = server.LOCAL_HOST if host == server.EVERY_HOST else host
+        where = f"http://{shown}:{job.port}{'' if job.action == 'page' else '/v1'}"
+        print(engine.summary(), flush=True)
+        if generated:
+            print(f"Password (of the page, with any user name, and of the API, as its key): {password}", flush=True)
+        server.serve(Guard(app, password), host, job.port, f"{what} at {where}  (Ctrl-C stops it)")
 
 
 def _app(job: ChatJob, engine: Engine, password: str | None):

@@ -43,4 +43,8 @@ async def asking(engine: Engine, requests: Mapping[Any, Request]) -> AsyncIterat
 
 
 def _sink(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], name: Any) -> Sink:
-    return lambda event: loop.call_soon_threadsafe(events.put_nowait, (name, event))
+    def sink(event: str | Ending) -> None:
+        if not loop.is_closed():  # the server may have ended before the model's last step
+            loop.call_soon_threadsafe(events.put_nowait, (name, event))
+
+    return sink
