@@ -35,6 +35,12 @@ def check(_, recipe, set=None, resolved=False):
     call("check", recipe, set, resolved)
 
 
+@task(help=SET | {"gpu": "as rtx4090; all known ones if empty", "gpus": "how many", "price": "of an hour of one"}, iterable=["set"])
+def plan(_, recipe, gpu="", gpus=1, price="", set=None):
+    """Say what training would need in memory, time and money; needs no GPU and no weights."""
+    call("plan_recipe", recipe, gpu, gpus, price, set)
+
+
 @task
 def pin(_, recipe):
     """Write what the recipe's revisions and addresses stand for today into its lock."""
@@ -163,6 +169,12 @@ def shell(_):
 def down(_):
     """Stop what `up` has started."""
     manage("down")
+
+
+@task(help={"shape": "internlm2-7b, internlm2-1.8b or tiny; each case's own if empty", "cases": "letters of bench/step.py, with commas"})
+def bench(_, shape="", cases="C,B,A,E"):
+    """Measure this machine and the training step on it."""
+    call("bench", shape, cases)
 
 
 @task

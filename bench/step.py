@@ -22,14 +22,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from models import VOCABULARY, build
+from models import SHAPES, VOCABULARY, build
 
 from tunestation.training import memory, zero
 from tunestation.training.batches import lay
 from tunestation.training.fast.model import Fast
+from tunestation.training.pace import ceiling
 
 CUDA = torch.cuda.is_available()
 GIB = 2**30
+RATES = ("matrix_tflops", "copy_tbps")
 PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "deepspeed", "liger-kernel", "accelerate")
 
 
@@ -212,6 +214,33 @@ def show_profile(step: Callable) -> None:
         print(made.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=60), flush=True)
 
 
+def limits() -> dict:
+    """The rates of this machine: an 8192-cubed bfloat16 product of random numbers in TFLOP/s, and a copy in TB/s read and written."""
+    if not CUDA:
+        return {}
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source, target = (torch.empty(2**31, dtype=torch.uint8, device="cuda") for _ in range(2))
+    product, copy = _median(lambda: a @ b), _median(lambda: target.copy_(source))
+    return {"matrix_tflops": round(2 * 8192**3 / product / 1e12), "copy_tbps": round(2**32 / copy / 1e12, 2)}
+
+
+def _median(run: Callable) -> float:
+    run()
+    clock = Clock()
+    for _ in range(10):
+        run()
+        clock.tick()
+    return statistics.median(clock.seconds())
+
+
+def share(found: dict, case: Case, shape: memory.Shape, rates: dict) -> dict:
+    """`found` with the share of the tokens a second that the matrix rate would allow, all tokens labelled."""
+    if "matrix_tflops" not in rates or case.documents:
+        return found
+    most = ceiling(shape, case.length, rates["matrix_tflops"] * 1e12)
+    return found | {"share_of_limit": round(found["tokens_per_second"] / most, 3)}
+
+
 def machine() -> dict:
     """What the numbers were read on."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -225,17 +254,19 @@ def machine() -> dict:
     return {"gpu": name, "driver": driver, "versions": versions | {"python": platform.python_version()}}
 
 
-def save(found: list[dict], out: Path) -> None:
-    """Add rows to a file of results."""
-    before = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
-    out.write_text(json.dumps({"machine": machine(), "rows": before + found}, indent=1) + "\n", encoding="utf-8")
+def save(found: list[dict], out: Path, rates: dict | None = None) -> None:
+    """Add rows to a file of results, and the machine's `rates` where they were measured."""
+    before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
+    known = {name: value for name, value in before.get("machine", {}).items() if name in RATES} if rates is None else rates
+    described = machine() | known
+    out.write_text(json.dumps({"machine": described, "rows": before["rows"] + found}, indent=1) + "\n", encoding="utf-8")
 
 
 def shown(found: list[dict]) -> str:
     """Rows for people."""
     return "\n".join(
         f"{row['case']:8} {row['stack']:28} {row.get('tokens_per_second', 0):>8,} tok/s {row.get('peak_gib') or 0:>7} GiB  "
-        f"{row.get('kept') or row.get('note')} {row.get('failed', '')}"
+        f"{row.get('share_of_limit', 0):.0%} of the limit  {row.get('kept') or row.get('note') or ''} {row.get('failed', '')}"
         for row in found
     )
 
@@ -243,6 +274,8 @@ def shown(found: list[dict]) -> str:
 def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> None:
     """Measure the cases one after the other; `NAME+zero` is a case under DeepSpeed."""
     found, model, fast, built = [], None, None, None
+    rates = limits()
+    print(", ".join(f"{name} {value}" for name, value in rates.items()), flush=True)
     for name in names:
         case = replace(CASES[name.removesuffix("+zero")], deepspeed=name.endswith("+zero"))
         if shape:
@@ -257,9 +290,13 @@ def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str
         gc.collect()
         if CUDA:
             torch.cuda.empty_cache()
-        found.append(measure(case, model, fast, steps, warm, name in profiled))
+        try:
+            row = share(measure(case, model, fast, steps, warm, name in profiled), case, fast.shape, rates)
+        except torch.OutOfMemoryError:
+            row = {"case": case.name, "stack": "tunestation", "failed": "does not fit"}
+        found.append(row)
         print(shown(found[-1:]), flush=True)
-        save(found[-1:], out)
+        save(found[-1:], out, rates)
 
 
 if __name__ == "__main__":
@@ -268,7 +305,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--profile", default="")
-    parser.add_argument("--shape")
+    parser.add_argument("--shape", choices=list(SHAPES))
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     given = parser.parse_args()
     run(given.cases.split(","), given.steps, given.warm, given.profile.split(","), given.shape, given.out)

@@ -206,6 +206,36 @@ def import_xtuner(path: str, model: str, name: str = "", alpha: float | None = N
     bring(path, model, name, alpha)
 
 
+def plan_recipe(name: str, card: str = "", gpus: int = 1, price: str = "", assignments: Sequence[str] = ()) -> None:
+    """Say what training would need and take on `gpus` of `card` (all known cards if empty), at `price` for a GPU's hour."""
+    from tunestation.planning import told
+    from tunestation.training.pace import CARDS
+
+    if card and card not in CARDS:
+        raise InputError(f"'{card}' is no card with known rates.", "--gpu", f"Choose from: {', '.join(CARDS)}.")
+    try:
+        cost = float(price) if price else None
+    except ValueError:
+        raise InputError(f"'{price}' is no price.", "--price", "Give what an hour of one GPU costs, as 0.40.") from None
+    print(told(open_recipe(name, assignments, incomplete=True), [card] if card else [], gpus, cost))
+
+
+def bench(shape: str, cases: str) -> None:
+    """Measure this machine's rates and training steps of a known shape of model."""
+    import subprocess
+    import sys
+
+    from tunestation.settings import PROJECT, child_environment, load
+
+    out = load().cache / "bench.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    command = [sys.executable, str(PROJECT / "bench" / "step.py"), "--cases", cases, "--out", str(out)]
+    command += ["--shape", shape] if shape else []
+    print(f"The numbers go to {out} as well.")
+    sys.exit(subprocess.run(command, env=child_environment({}), check=False).returncode)
+
+
 def docs() -> None:
     """Write the generated pages: the recipe reference and the JSON schema."""
     from tunestation.reference import write_all

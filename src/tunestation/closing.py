@@ -45,11 +45,21 @@ def results(work: Work) -> str:
     metrics = [(name, f"{value:.4f}") for record in records.values() for name, value in record["metrics"].items()]
     lines = ["", table(metrics, ("measured", "value"))] if metrics else []
     if "train" in records:
+        lines += ["", *_step(records["train"]["observed"])]
         lines += _samples(work.recipe.evaluate.prompts, records["train"]["observed"]["samples"])
     if "merge" in records:
         name = work.recipe.name
         lines += ["", f"The model: {work.folder('merge')}", f"Chat with it: invoke chat {name}    or: invoke ask {name} \"...\""]
     return "\n".join(lines)
+
+
+def _step(observed: dict) -> list[str]:
+    """The step that was taken, and what it needed beside its plan."""
+    lines, plan = [f"Trained by {observed['step']}."], observed.get("planned")
+    if plan:
+        memory = f"{observed['peak_memory_gb']:.2f} GB of memory (planned: {plan['peak_memory_gb']:.2f})"
+        lines.append(f"It took {memory} at {observed['tokens_per_second']:,.0f} tokens a second (planned: {plan['tokens_per_second']:,}).")
+    return lines
 
 
 def _samples(prompts: Sequence[str], taken: dict[str, list[str]]) -> list[str]:

@@ -39,6 +39,9 @@ LIGHT += (
     "linting",
     "training.order",
     "training.zero",
+    "training.memory",
+    "training.pace",
+    "planning",
     "doctor.main",
 )
 SOURCES = sorted((PROJECT / "src").rglob("*.py"))

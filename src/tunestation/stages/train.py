@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import nodes_training, world_size
-from tunestation.training import checkpoints, zero
+from tunestation.training import checkpoints, memory, pace, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, lay, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
@@ -46,9 +47,12 @@ def run(params: dict, job: Job) -> Result:
     set_seed(settings["seed"])
     model = _build(params, job, tokenizer, config)
     zero.set_buckets(config, models.trainable(model))
-    fast = _fast(model, settings, job.machine, config)
+    fast, why_not = _fast(model, settings, job.machine, config)
     trainer = _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order)
-    return _train(trainer, job, order)
+    result = _train(trainer, job, order)
+    step = f"transformers' own step, since {why_not}" if fast is None else f"the fast step, {fast.choice.told}"
+    facts = {"step": step} | (_planned(params, job, fast, rows, accumulation) if fast and torch.cuda.is_available() else {})
+    return replace(result, observed=result.observed | facts)
 
 
 def _leave_out_shared_memory_op() -> None:
@@ -103,17 +107,35 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.
     return model
 
 
-def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -> Fast | None:
-    """The fast step in place; None where transformers' own is taken, and why is said."""
+def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -> tuple[Fast | None, str | None]:
+    """The fast step in place; or why transformers' own is taken."""
     reason = "ZeRO-3 shards the weights" if config["zero_optimization"]["stage"] == 3 else obstacle(model)
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:
-        return Fast.over(model)
+        return Fast.over(model), None
     print(f"  transformers' own step is taken, not the fast one: {reason}", flush=True)
     if machine["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return None
+    return None, reason
+
+
+def _planned(params: dict, job: Job, fast: Fast, rows: object, accumulation: int) -> dict:
+    """What a plan says of the choice that was made, on this card; empty if its rates are not known."""
+    settings, machine = params["settings"], job.machine
+    total = torch.cuda.mem_get_info()[1] / memory.GIB
+    card = pace.card_named(torch.cuda.get_device_name(), total)
+    base = settings["base"]["type"] if settings["method"] == "qlora" else "bf16"
+    if card is None or (base == "fp8" and not card.rate_8):
+        return {}
+    tokens = sum(len(ids) for ids in rows["input_ids"]) * machine["micro_batch_size"] // len(rows)
+    span = tokens / machine["micro_batch_size"] / max(1, sum(ids.count(0) for ids in rows["position_ids"]) / len(rows))
+    seconds = pace.micro_batch(fast.shape, card, fast.choice, tokens, tokens, span, base, settings["lora"]["dropout"] > 0)
+    learned = memory.learned_bytes(settings["optimizer"], machine["zero_stage"] > 0, machine["offload"] == "optimizer")
+    longest = max(len(ids) for ids in rows["input_ids"]) * machine["micro_batch_size"]
+    parts = memory.components(fast.shape, fast.choice, longest, base, learned, settings["base"]["double_quant"])
+    speed = tokens * accumulation / (accumulation * seconds + pace.optimizer_step(fast.shape, card))
+    return {"planned": {"peak_memory_gb": round(sum(parts.values()) / 1e9, 2), "tokens_per_second": round(speed * world_size())}}
 
 
 def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:

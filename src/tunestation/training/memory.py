@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GIB = 2**30
 HALF = 2
 """Bytes of a bfloat16."""
 LITTLE_LOGITS, MANY_LOGITS = 2**27, 2**29
@@ -151,3 +152,42 @@ def choose(shape: Shape, tokens: int, free: int, checkpointing: bool | None, deq
     left -= MANY_LOGITS if roomy else 0
     ready = min(shape.layers, max(0, left) // dense(shape)) if dequantised else 0
     return Choice(shape.layers - everything - attention, attention, everything, ready, MANY_LOGITS if roomy else LITTLE_LOGITS)
+
+
+NF4, NF4_SINGLE = 0.5 + 1 / 64 + 4 / 16384, 0.5 + 4 / 64
+"""Bytes of a 4-bit weight with its share of scales, themselves quantised or not."""
+WORKSPACE = 120 * 2**20
+"""What matrix libraries hold for themselves, and what lies between allocations."""
+
+
+def base_bytes(shape: Shape, base: str, double_quant: bool = True) -> int:
+    """Of the frozen linear layers: nf4, fp8 (by rows and by columns) or bf16."""
+    a_weight = {"nf4": NF4 if double_quant else NF4_SINGLE, "fp8": 2, "bf16": HALF}[base]
+    return round(shape.linear * a_weight)
+
+
+def learned_bytes(optimizer: str, deepspeed: bool, offload: bool = False) -> tuple[int, int]:
+    """Of one adapter weight: (always on the GPU, more while gradients are there). Paged states may leave the GPU and are not counted."""
+    states = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}[optimizer]
+    if not deepspeed:
+        return 4 + states, 4
+    return (2, 4) if offload else (2 + 4 + states, 6)
+
+
+def components(shape: Shape, choice: Choice, tokens: int, base: str, learned: tuple[int, int], double_quant: bool = True) -> dict[str, int]:
+    """Bytes of a training step at its worst moment, by what takes them."""
+    resident, gradients = learned
+    keeps = sum(tokens * kept(shape, level) for level in choice.levels)
+    first = choice.levels[-1]
+    buffer = scratch(shape) if base != "fp8" and choice.dense < shape.layers else 0
+    loss = choice.logits + 5 * HALF * tokens * shape.hidden
+    # either activations are at their most, before the first gradients, or the last layer is computed while all gradients are there
+    most = max(keeps + max(working(shape, tokens, first), loss), gradients * shape.adapters + tokens * kept(shape, choice.levels[0]))
+    return {
+        "frozen base": base_bytes(shape, base, double_quant),
+        "embedding and head": HALF * shape.embedding,
+        "adapters and optimizer": resident * shape.adapters,
+        "weights in 16 bits": choice.dense * dense(shape) + buffer,
+        "activations and gradients": most,
+        "libraries": WORKSPACE,
+    }

@@ -60,7 +60,9 @@ class Float8Projection(Projection):
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
         return ops.empty_eight(len(rows), columns, rows.device)
 
-    def forward(self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None) -> torch.Tensor:
+    def forward(
+        self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False
+    ) -> torch.Tensor:
         k = self.columns
         y = multiply(eight or ops.quantise_rows(rows[:, :k]), self.by_rows, self._bias(), rows.dtype)
         if self.rank:
@@ -69,6 +71,9 @@ class Float8Projection(Projection):
             tail, b = rows[:, k + rank : k + rank + r], member.adapter[1].to(y.dtype)
             ops.add_low_rank(y[:, start : start + size], tail, b, member.scale)
         return y
+
+    def widened(self, y: torch.Tensor) -> torch.Tensor:
+        return self.gradient(y)  # the 8-bit product has written y without room
 
     def backward(
         self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True

@@ -90,14 +90,14 @@ def _copy_in_eight(x, eight, scale, columns: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _swiglu(gate_up, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr):
+def _swiglu(gate_up, gate_up_row, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate = tl.load(gate_up + row * 2 * columns + at, inside, 0).to(tl.float32)
-        up = tl.load(gate_up + row * 2 * columns + columns + at, inside, 0).to(tl.float32)
+        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
+        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
         value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, value, inside)
         largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
@@ -110,19 +110,21 @@ def _swiglu(gate_up, out, out_stride, eight, scales, columns: tl.constexpr, EIGH
 def swiglu(gate_up, out, eight) -> None:
     rows, columns = out.shape
     _swiglu[(rows,)](
-        gate_up, out, out.stride(0), *(eight or (out, out)), columns, EIGHT=eight is not None, BLOCK=2048, num_warps=8
+        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), columns, EIGHT=eight is not None, BLOCK=2048, num_warps=8
     )  # fmt: skip
 
 
 @triton.jit
-def _swiglu_backward(gate_up, grad, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr):
+def _swiglu_backward(
+    gate_up, gate_up_row, grad, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate = tl.load(gate_up + row * 2 * columns + at, inside, 0).to(tl.float32)
-        up = tl.load(gate_up + row * 2 * columns + columns + at, inside, 0).to(tl.float32)
+        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
+        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
         g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32)
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
@@ -141,7 +143,8 @@ def _swiglu_backward(gate_up, grad, out, out_stride, eight, scales, columns: tl.
 def swiglu_backward(gate_up, grad, out, eight) -> None:
     rows, columns = grad.shape
     _swiglu_backward[(rows,)](
-        gate_up, grad, out, out.stride(0), *(eight or (out, out)), columns, EIGHT=eight is not None, BLOCK=2048, num_warps=8
+        gate_up, gate_up.stride(0), grad, out, out.stride(0), *(eight or (out, out)), columns,
+        EIGHT=eight is not None, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 
 

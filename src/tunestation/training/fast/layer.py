@@ -109,7 +109,7 @@ class Layer:
     def expand(self, kept: Kept, read: tuple, step: Step) -> None:
         """Gate and up from what they read."""
         rows, eight = read
-        kept.gate_up = self.gate_up.forward(rows, self.seeds(step)[2], eight)
+        kept.gate_up = self.gate_up.forward(rows, self.seeds(step)[2], eight, roomy=True)
         kept.tail_gate_up = rows[:, self.gate_up.columns :].clone()
 
     def contract(self, kept: Kept, step: Step) -> torch.Tensor:
@@ -154,7 +154,7 @@ class Layer:
         rows = self.down.gradient(d_out)
         ops.copy(d_out, rows[:, : self.down.outputs])
         d_act = self.down.backward(rows, seed_down)
-        grads = self.gate_up.gradient(d_out)
+        grads = self.gate_up.widened(kept.gate_up)
         eight = self.gate_up.eight(grads, self.gate_up.outputs)
         ops.swiglu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], eight)
         kept.gate_up = None

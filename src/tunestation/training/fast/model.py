@@ -59,8 +59,8 @@ class Fast:
 
     model: PreTrainedModel
     layers: list[Layer]
-    logits: int = memory.LITTLE_LOGITS
-    """Bytes of logits that exist at once."""
+    choice: memory.Choice
+    """What is kept in memory."""
 
     @classmethod
     def over(cls, adapted: nn.Module) -> Fast:
@@ -68,7 +68,8 @@ class Fast:
         inner, scratch = adapted.get_base_model(), Scratch()
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
         projection = Float8Projection if eight_bit else Projection
-        fast = cls(inner, [Layer(module, index, projection, scratch) for index, module in enumerate(inner.model.layers)])
+        layers = [Layer(module, index, projection, scratch) for index, module in enumerate(inner.model.layers)]
+        fast = cls(inner, layers, memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS))
         stock = inner.forward
         inner.forward = lambda *args, cu_seqlens=None, **options: (
             stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
@@ -96,7 +97,7 @@ class Fast:
         for layer in self.layers:
             h = layer(h, step)
         head = self.model.lm_head.weight
-        rows = max(1, self.logits // (head.shape[0] * h.element_size()))
+        rows = max(1, self.choice.logits // (head.shape[0] * h.element_size()))
         return CausalLMOutputWithPast(loss=summed_loss(h, backbone.norm, head, labelled, targets, rows))
 
     def _seed(self) -> int | None:
@@ -124,9 +125,11 @@ class Fast:
 
     def keep(self, choice: memory.Choice) -> None:
         """Hold in memory from now on what `choice` says."""
-        self.logits = choice.logits
+        self.choice = choice
         like = self.model.model.norm.weight
+        at_once = self.dequantised and all(projection.agrees(like) for projection in self.layers[0].projections)
         for index, (layer, level) in enumerate(zip(self.layers, choice.levels, strict=True)):
             layer.keep = Keep(level)
             for projection in layer.projections:
+                projection.at_once = at_once
                 projection.keep_weights(like if index < choice.dense else None)

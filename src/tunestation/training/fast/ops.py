@@ -1,8 +1,8 @@
 """What the fast step computes between its products. Each function is written out in torch, for CPUs and as the definition; on a GPU one
 Triton kernel does the same. Arithmetic is in fp32, whatever the dtype of the arguments; results are rounded once.
 
-Shapes: T tokens of a micro-batch, K columns. Rows of `out` may be strided; everything else is contiguous. Where `eight` is given, `out` is
-written there too, as `quantise_rows` would: it saves reading it once more.
+Shapes: T tokens of a micro-batch, K columns. Rows of `out` and `gate_up` may be strided; everything else is contiguous. Where `eight` is
+given, `out` is written there too, as `quantise_rows` would: it saves reading it once more.
 """
 
 from __future__ import annotations
@@ -72,14 +72,15 @@ def swiglu(gate_up: torch.Tensor, out: torch.Tensor, eight: Eight | None = None)
 
 
 def swiglu_backward(gate_up: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, eight: Eight | None = None) -> None:
-    """out [T, 2K] = gradients of gate and up; `grad` [T, K], of swiglu's result, is overwritten with that result itself."""
+    """out [T, 2K] = gradients of gate and up, and may be `gate_up`; `grad` [T, K], of swiglu's result, is overwritten with that result."""
     if gate_up.is_cuda:
         return _kernels().swiglu_backward(gate_up, grad, out, eight)
     gate, up = gate_up.float().chunk(2, 1)
     g, sigmoid = grad.float(), torch.sigmoid(gate)
     silu = gate * sigmoid
+    result = silu * up
     out.copy_(torch.cat([g * up * (sigmoid + silu * (1 - sigmoid)), g * silu], 1))
-    grad.copy_(silu * up)
+    grad.copy_(result)
     _fill(eight, out)
 
 

@@ -56,6 +56,7 @@ def _fill_base(table, out, out_row, program, N0: tl.constexpr, N1: tl.constexpr,
     code, code2 = tl.load(entry + 1).to(tl.pointer_type(tl.float32)), tl.load(entry + 3).to(tl.pointer_type(tl.float32))
     scales2, offset = tl.load(entry + 4).to(tl.pointer_type(tl.float32)), tl.load(entry + 5).to(tl.pointer_type(tl.float32))
     target = out + start.to(tl.int64) * out_row
+    packed = tl.multiple_of(packed, 16)  # as torch allocates; else bytes would be read one by one
     _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, target, out_row, K, block, block >= 0, NESTED)
 
 

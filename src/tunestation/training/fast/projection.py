@@ -82,6 +82,7 @@ class Projection:
         self.outputs, self.rank = sum(self.sizes), sum(self.ranks)
         self.p = max(member.dropout for member in self.members)
         self.addresses: tuple[list[int], torch.Tensor] | None = None
+        self.at_once = True
 
     @property
     def adapters(self) -> list[nn.Parameter]:
@@ -108,13 +109,24 @@ class Projection:
             self.kept = like.new_empty(self.outputs + self.rank, self.columns + self.rank)
             self._fill(self.kept, base=True)
 
-    def forward(self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None) -> torch.Tensor:
-        """y [T, N]; completes `rows` with the adapter's share. `seed` None drops nothing; `eight` is what `eight` asked for."""
+    def forward(
+        self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False
+    ) -> torch.Tensor:
+        """y [T, N]; completes `rows` with the adapter's share. `seed` None drops nothing; `eight` is what `eight` asked for.
+
+        `roomy`: behind each row of y there is room for what `backward` adds, so that y's gradient can take y's place (see `widened`).
+        """
         weights = self._weights(rows, refresh=True)
         if self.rank:
             x = self._adapter_input(rows[:, : self.columns], seed)
             torch.mm(x, weights[self.outputs :, : self.columns].t(), out=rows[:, self.columns :])
-        return torch.nn.functional.linear(rows, weights[: self.outputs], self._bias())
+        bias, weight = self._bias(), weights[: self.outputs].t()
+        out = self.gradient(rows)[:, : self.outputs] if roomy else rows.new_empty(len(rows), self.outputs)
+        return torch.mm(rows, weight, out=out) if bias is None else torch.addmm(bias, rows, weight, out=out)
+
+    def widened(self, y: torch.Tensor) -> torch.Tensor:
+        """Rows [T, N + R] for the gradient of a roomy `y`, in the same memory."""
+        return y.as_strided((len(y), self.outputs + self.rank), y.stride())
 
     def backward(
         self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
@@ -171,11 +183,21 @@ class Projection:
     def _fill(self, weights: torch.Tensor, base: bool) -> None:
         """Write adapters, and with `base` the base weights too; on a GPU in one launch, for which small batches would wait else."""
         four_bit = all(nf4.supported(member.base.weight) for member in self.members)
-        if weights.is_cuda and weights.dtype == torch.bfloat16 and (four_bit or not base) and self._even():
+        if self.at_once and weights.is_cuda and weights.dtype == torch.bfloat16 and (four_bit or not base) and self._even():
             return self._fill_at_once(weights, base, four_bit)
         if base:
             self._read_base(weights)
         self._read_adapters(weights)
+
+    @torch.no_grad()
+    def agrees(self, like: torch.Tensor) -> bool:
+        """Whether one launch writes, on this GPU and with this compiler, what single copies write."""
+        shape = (self.outputs + self.rank, self.columns + self.rank)
+        one, other = like.new_zeros(shape), like.new_zeros(shape)
+        self._fill(one, base=True)
+        self._read_base(other)
+        self._read_adapters(other)
+        return torch.equal(one, other)
 
     def _even(self) -> bool:
         """Whether the kernel's pieces of 4096 weights end where members end."""

@@ -1,0 +1,105 @@
+"""How long a training step of the fast kind takes: arithmetic alone, for `invoke plan`. No torch here.
+
+Work is counted exactly, in operations and bytes. What a card makes of it is measured: on an H200 (bench/results), and carried over to
+other cards in proportion to their datasheets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunestation.training.memory import HALF, Choice, Shape
+
+PRODUCTS, PRODUCTS_8, ATTENTION, TRAFFIC, DEQUANTISED = 0.70, 0.66, 0.37, 0.68, 0.60
+"""Shares of the datasheet's rates that products in 16 and 8 bits, attention, elementwise work and dequantisation reach."""
+ADAMW, OPTIMIZER = 28, 0.012
+"""Bytes that AdamW moves for a weight; seconds that a step's end takes besides, in DeepSpeed and in waiting for it."""
+LAUNCHES = 0.0045
+"""Seconds in which a processor gives a GPU the work of one layer, there and back: a floor that small micro-batches meet."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU as its datasheet tells: memory in GiB, dense matrix rates in TFLOP/s with fp32 sums, memory bandwidth in GB/s."""
+
+    name: str
+    memory: float
+    rate: float
+    rate_8: float | None
+    """None where 8-bit products need another card."""
+    bandwidth: float
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("t4", 15, 65, None, 320),
+        Card("rtx3090", 24, 71, None, 936),
+        Card("rtx4090", 24, 165, 330, 1008),
+        Card("l4", 22.5, 60, 121, 300),
+        Card("rtx5090", 32, 210, 419, 1792),
+        Card("a100-40", 40, 312, None, 1555),
+        Card("l40s", 45, 181, 362, 864),
+        Card("a100-80", 80, 312, None, 2039),
+        Card("h100", 80, 989, 1979, 3350),
+        Card("h200", 139.8, 989, 1979, 4800),
+    )
+}
+
+
+def card_named(device: str, gib: float) -> Card | None:
+    """The card that calls itself `device` (as `NVIDIA A100-SXM4-80GB`) and has `gib` of memory; None if its rates are not known."""
+    flat = device.lower().replace(" ", "")
+    same = [card for name, card in CARDS.items() if name.partition("-")[0] in flat]
+    return min(same, key=lambda card: abs(card.memory - gib), default=None)
+
+
+def operations(shape: Shape, span: float) -> dict[str, float]:
+    """Of one token, by kind, forward and backward, nothing computed again; `span` is the mean length of a document."""
+    queries = shape.heads * shape.head_size
+    return {
+        "products": 4 * shape.linear,
+        "head": 4 * shape.vocabulary * shape.hidden,
+        "attention": 7 * span * queries * shape.layers,
+        "adapters": 6 * shape.adapters,
+    }
+
+
+def ceiling(shape: Shape, span: float, rate: float) -> float:
+    """Tokens a second if all of a token's work, all of them labelled, ran at `rate` operations a second."""
+    return rate / sum(operations(shape, span).values())
+
+
+def micro_batch(
+    shape: Shape, card: Card, choice: Choice, tokens: int, labelled: int, span: float, base: str, dropout: bool = False
+) -> float:
+    """Seconds of a forward and backward pass. `base`: nf4, fp8 or bf16."""
+    work = operations(shape, span)
+    per_layer = shape.linear / shape.layers
+    gate_up, down = 2 * shape.hidden * shape.intermediate, shape.hidden * shape.intermediate
+    again = choice.input * (per_layer - down) + choice.attention * gate_up
+    rate = card.rate * 1e12
+    products = rate * PRODUCTS if base != "fp8" else (card.rate_8 or 0) * 1e12 * PRODUCTS_8
+    seconds = tokens * (work["products"] + 2 * again) / products + labelled * work["head"] / (rate * PRODUCTS)
+    seconds += tokens * work["attention"] * (1 + 2 / 7 * choice.input / shape.layers) / (rate * ATTENTION)
+    seconds += tokens * traffic(shape, base, dropout) * (1 + 0.25 * choice.input / shape.layers) / (card.bandwidth * 1e9 * TRAFFIC)
+    if base != "fp8":
+        bytes_ = HALF * 2 if base == "bf16" else HALF + 0.52
+        passes = 2 * (shape.layers - choice.dense) + choice.input + choice.attention
+        seconds += passes * per_layer * bytes_ / (card.bandwidth * 1e9 * DEQUANTISED)
+    return max(seconds, shape.layers * LAUNCHES * (1 + choice.input / shape.layers / 3))
+
+
+def traffic(shape: Shape, base: str, dropout: bool) -> float:
+    """Bytes a token moves outside of the products: norms, rotation, SwiGLU, and adapters reading their inputs and gradients."""
+    columns = 15 * shape.intermediate + 36 * shape.hidden
+    if base == "fp8":
+        columns += 7 * shape.intermediate + 20 * shape.hidden  # adapters are added in a pass of their own, activations quantised
+    if dropout:
+        columns += 10 * shape.intermediate + 24 * shape.hidden
+    return HALF * columns * shape.layers
+
+
+def optimizer_step(shape: Shape, card: Card) -> float:
+    """Seconds between the last micro-batch of a step and the first of the next."""
+    return ADAMW * shape.adapters / (card.bandwidth * 1e9) + OPTIMIZER

@@ -1,0 +1,120 @@
+"""`invoke plan`: against what was measured, and what it says."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from recipes_for_tests import Bench
+
+from tunestation.errors import InputError
+from tunestation.planning import plans, shape_of, told
+from tunestation.settings import PROJECT
+from tunestation.training import memory, pace
+
+SHAPES = {
+    "internlm2-7b": memory.Shape(4096, 14336, 32, 32, 8, 128, 92544, False, 64),
+    "internlm2-1.8b": memory.Shape(2048, 8192, 24, 16, 8, 128, 92544, False, 64),
+}
+GIB = 2**30
+
+
+def measured():
+    """Rows of our own stack in the committed results of training steps."""
+    for path in sorted((PROJECT / "bench" / "results").glob("*-h200-step*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            if row["stack"] == "tunestation":
+                label = f"{path.stem}/{row['case']}{'+zero' if row['deepspeed'] else ''}"
+                yield pytest.param(row, id=label)
+
+
+def choice_of(row, layers):
+    """The choice that a row tells in words."""
+    again, part, ready = (
+        int(found[1]) if (found := re.search(pattern, row["kept"])) else 0
+        for pattern in (r"(\d+) of \d+ layers computed", r"gate and up of (\d+)", r"weights of (\d+)")
+    )
+    return memory.Choice(again, part, layers - again - part, ready, memory.LITTLE_LOGITS if again else memory.MANY_LOGITS)
+
+
+@pytest.mark.parametrize("row", measured())
+def test_memory_is_planned_within_8_percent_and_time_within_20(row):
+    shape = replace(SHAPES[row["shape"]], rank=row["rank"])
+    choice, tokens = choice_of(row, shape.layers), row["sequences"] * row["length"]
+    optimizer = {"paged": "paged_adamw_32bit"}.get(row["optimizer"], "adamw")
+    parts = memory.components(shape, choice, tokens, row["base"], memory.learned_bytes(optimizer, row["deepspeed"]))
+    assert sum(parts.values()) / GIB == pytest.approx(row["peak_gib"], rel=0.08)
+    if row.get("host_bound"):
+        return  # no arithmetic knows how busy a machine's processor is
+    card, documents = pace.CARDS["h200"], row["documents"]
+    labelled, span = (tokens // 2, 330) if documents else (tokens, row["length"])
+    seconds = pace.micro_batch(shape, card, choice, tokens, labelled, span, row["base"], row["dropout"] > 0)
+    assert tokens / (seconds + pace.optimizer_step(shape, card)) == pytest.approx(row["tokens_per_second"], rel=0.2)
+
+
+@pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 48, 80, 141])
+@pytest.mark.parametrize("dequantised", [True, False])
+def test_what_is_chosen_fits_and_more_memory_never_computes_more_again(gib, dequantised):
+    shape = SHAPES["internlm2-7b"]
+    free = (gib - 5) * GIB
+    choice = memory.choose(shape, 4096, free, None, dequantised)
+    assert len(choice.levels) == 32 and choice.dense <= (32 if dequantised else 0)
+    used = sum(4096 * memory.kept(shape, level) for level in choice.levels) + choice.logits + choice.dense * memory.dense(shape)
+    assert choice.input == 32 or used <= free
+    more = memory.choose(shape, 4096, free + 4 * GIB, None, dequantised)
+    assert (more.input, more.attention) <= (choice.input, choice.attention) or more.input < choice.input
+    assert memory.choose(shape, 4096, free, True, dequantised).input == 32
+    assert memory.choose(shape, 4096, free, False, dequantised).everything == 32
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+HUB = ("source: {kind: starter}", "source: {kind: hub, repo: internlm/internlm2-chat-7b}")
+MEMORY_SHORT = ("train:", "train:\n  max_tokens: 8192")
+
+
+def test_every_known_card_is_told_the_smallest_that_suffices_first(bench):
+    found = plans(bench.open(HUB, MEMORY_SHORT), [], 1)
+    assert {plan.card.name for plan in found} == set(pace.CARDS)
+    sizes = [plan.card.memory for plan in found if plan.fits]
+    assert sizes == sorted(sizes)
+    assert all(plan.needed <= plan.card.memory for plan in found if plan.fits)
+
+
+def test_one_card_is_told_with_its_memory_by_component_and_its_cost(bench):
+    said = told(bench.open(HUB), ["rtx4090"], 1, 0.4)
+    assert "1 x rtx4090" in said
+    assert all(part in said for part in ("frozen base", "embedding and head", "adapters and optimizer", "activations and gradients"))
+    assert "15.5 GB to download" in said
+    assert "'invoke prepare small' counts them" in said
+
+
+def test_a_card_without_8_bit_products_is_left_out_of_a_plan_for_an_8_bit_base(bench):
+    names = {plan.card.name for plan in plans(bench.open(HUB, ("train:", "train:\n  base: {type: fp8}")), [], 1)}
+    assert "h100" in names and "rtx3090" not in names
+
+
+def test_the_starters_shape_is_read_from_its_folder(bench):
+    assert shape_of(bench.open()).layers == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "told_as"),
+    [
+        ([("source: {kind: starter}", "source: {kind: hub, repo: someone/something}")], "not known before it is fetched.*invoke fetch"),
+        ([("train:", "train:\n  method: full")], "plans are made for adapters"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(bench, changes, told_as):
+    with pytest.raises(InputError, match=told_as):
+        plans(bench.open(*changes), ["h200"], 1)
+
+
+def test_cards_are_found_by_what_they_call_themselves():
+    assert pace.card_named("NVIDIA GeForce RTX 4090", 23.6).name == "rtx4090"
+    assert pace.card_named("NVIDIA A100-SXM4-80GB", 79.2).name == "a100-80"
+    assert pace.card_named("NVIDIA H200", 139.8).name == "h200"
+    assert pace.card_named("NVIDIA GeForce GTX 980", 4) is None
