@@ -34,8 +34,11 @@ class Corpus:
         """Sums over all rows that are learned."""
         self._first = array("q", [0])
         self._copies = array("i")
-        self._digests: list[bytes] = []
-        self._seen: dict[bytes, str] = {}
+        self._kind = array("i")
+        """Of each row the number of its content: equal rows have the same."""
+        self._kinds: dict[bytes, int] = {}
+        self._first_line = array("i")
+        """Line of the ledger in which a content was met first, from 1."""
 
     def read(self, outcomes: Iterable[Outcome]) -> None:
         """Tokenise everything; the ledger gets each row, in order."""
@@ -94,19 +97,20 @@ class Corpus:
         facts |= {"turns": len(outcome.messages), "copies": outcome.copies if outcome.copies > 1 else 0}
         self.ledger.note(fate, outcome.where, **facts, repaired=outcome.repaired, same_as=same_as)
 
-    def _store(self, outcome: Conversation, documents: Sequence[np.ndarray]) -> str:
-        """Keep the documents of a row; returns the place of the first row that is the same in every token, if there is one."""
+    def _store(self, outcome: Conversation, documents: Sequence[np.ndarray]) -> int:
+        """Keep the documents of a row; returns the number of an earlier row that is the same in every token, or 0."""
         digest = blake2b(digest_size=16)
         for document in documents:
             self.spool.add(document)
             digest.update(document.tobytes())
-        name = digest.digest()
         self._first.append(len(self.spool))
         self._copies.append(outcome.copies)
-        self._digests.append(name)
-        before = self._seen.get(name, "")
-        self._seen.setdefault(name, outcome.where)
-        return before
+        kind = self._kinds.setdefault(digest.digest(), len(self._kinds))
+        self._kind.append(kind)
+        if kind < len(self._first_line):
+            return self._first_line[kind]
+        self._first_line.append(self.ledger.fates.total() + 1)
+        return 0
 
     def _count(self, outcome: Conversation, documents: Sequence[np.ndarray], lost: int, duplicate: bool) -> None:
         stop = self.encoder.tokenizer.eos_token_id
@@ -117,22 +121,26 @@ class Corpus:
         self.counts["duplicates"] += duplicate
         self.counts["lost_tokens"] += lost
 
-    def split(self, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    def split(self, fraction: float, seed: int) -> tuple[array[int], array[int]]:
         """(documents to train on, documents to hold out): round(fraction * n) of the n different rows, at least one unless fraction is 0.
 
         Rows with the same ids go the same way, else the held-out loss would be read on what was learned; all documents and
         copies of a row stay together. Raises InputError if nothing is left to train on.
         """
-        different = list(self._seen)
-        count = max(1, round(fraction * len(different))) if fraction else 0
-        if count == len(different):
-            what = f"holding out {count} of {len(different)} different conversations leaves nothing to train on."
+        different = len(self._kinds)
+        count = max(1, round(fraction * different)) if fraction else 0
+        if count == different:
+            what = f"holding out {count} of {different} different conversations leaves nothing to train on."
             raise InputError(what, "evaluate.fraction", "Set it to 0, or add data.")
-        chosen = set(Random(seed).sample(different, count))
-        sides: tuple[list[int], list[int]] = ([], [])
-        for row, name in enumerate(self._digests):
-            sides[name in chosen].extend(list(range(self._first[row], self._first[row + 1])) * self._copies[row])
+        chosen = set(Random(seed).sample(range(different), count))
+        sides = (array("i"), array("i"))
+        for row, kind in enumerate(self._kind):
+            sides[kind in chosen].extend(array("i", range(self._first[row], self._first[row + 1])) * self._copies[row])
         return sides
+
+    def forget(self) -> None:
+        """Give back the memory that only reading needed."""
+        self._kinds.clear()
 
 
 def _batches(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:

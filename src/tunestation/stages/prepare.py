@@ -138,6 +138,7 @@ def _gate(ledger: Ledger, corpus: Corpus, settings: Params) -> None:
 
 def _write_data(corpus: Corpus, settings: Params, output: Path) -> dict:
     train, held_out = corpus.split(settings.held_out_fraction, settings.seed)
+    corpus.forget()
     found = _write_side(corpus.spool, train, settings, output / "train")
     return found | {f"held_out_{fact}": value for fact, value in _write_side(corpus.spool, held_out, settings, output / "held_out").items()}
 
