@@ -101,6 +101,13 @@ def test_values_that_contradict_each_other_are_told_at_once_each_with_its_line(b
     ]
 
 
+@pytest.mark.parametrize("train", ["method: lora", "base: {type: fp8}"])
+def test_an_adapter_is_added_to_4_bit_weights_only_where_it_was_trained_on_them(bench, train):
+    path = bench.recipe(("epochs: 1", f"epochs: 1\n  {train}"), text=SMALL + "export: {base: nf4}\n")
+    assert [told.partition(" ")[2] for told in problems(path)] == ["export.base: 'nf4' needs train.method qlora and train.base.type nf4."]
+    assert loading.load(bench.recipe(text=SMALL + "export: {base: nf4}\n")).recipe.export.base == "nf4"
+
+
 def test_all_problems_of_a_file_are_told_at_once_in_the_order_of_its_lines(bench):
     path = bench.recipe(("summary:", "sumary:"), ("epochs: 1", "epochs: x"), ("rank: 8", "rnk: 8"), ("[Who are you?]", "[1]"))
     with pytest.raises(InputError) as caught:

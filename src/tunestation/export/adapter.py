@@ -84,10 +84,6 @@ class Adapter:
         adapted = [name for name in modules if f"{name}.weight" in matrices and check_target_module_exists(self.config, name)]
         return [*adapted, *(name for name in modules if whole and name.endswith(whole))]
 
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(self.tensors.meta(name).nbytes for name in self.tensors.names)
-
 
 def split_name(name: str) -> tuple[str, str]:
     """`base_model.model.model.layers.0.mlp.up_proj.lora_A.weight` -> (`model.layers.0.mlp.up_proj.weight`, `A`)."""

@@ -72,7 +72,9 @@ def _changed_together(adapter: Adapter) -> bool:
     return embedding is None and head is None
 
 
-def _planned(base, name: str, source: str, change: Change | None, adapter: Adapter | None, dtype, rounding: Rounding) -> Planned:
+def _planned(
+    base: Shards, name: str, source: str, change: Change | None, adapter: Adapter | None, dtype: torch.dtype, rounding: Rounding
+) -> Planned:
     stored = base.meta(source)
     kept = dtype if stored.is_floating_point() else stored.dtype
     rows = partial(_rows, base, name, source, change, adapter, kept, rounding)

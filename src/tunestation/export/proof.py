@@ -143,7 +143,7 @@ def _together(case: Case, base: Shards, adapter: Adapter, rounding: str, device:
     return adapted(case.base, stored(base, case.roundings[rounding]), adapter, device)
 
 
-def _nearness(case: Case, proof: Proof, base: Shards, adapter: Adapter, tuned, found, probes: Probes, device) -> Proof:
+def _nearness(case: Case, proof: Proof, base: Shards, adapter: Adapter, tuned, found, probes: Probes, device: torch.device) -> Proof:
     """Adds how near each possible merge comes to what was trained; the one that was not chosen is made on the way."""
     (held,) = set(case.roundings) - {"16bit"}
     (other,) = set(case.roundings) - {case.chosen}

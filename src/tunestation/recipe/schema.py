@@ -167,7 +167,10 @@ class Recipe(Part):
                 new and source.num_attention_heads % source.num_key_value_heads,
                 "model.source.num_key_value_heads|does not divide num_attention_heads.",
             ),
-            (self.export.base == "nf4" and self.train.method != "qlora", "export.base|'nf4' is the base of train.method qlora only."),
+            (
+                self.export.base == "nf4" and (self.train.method != "qlora" or self.train.base.type != "nf4"),
+                "export.base|'nf4' needs train.method qlora and train.base.type nf4.",
+            ),
             (self.export.checkpoint == "best" and not self.evaluate.fraction, "export.checkpoint|'best' needs evaluate.fraction above 0."),
             (batch % micro, f"runtime.micro_batch_size|{micro} does not divide train.global_batch_size {batch}."),
             (

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.machine import peak_memory
 from tunestation.stages.convert import REPORT
+
+if TYPE_CHECKING:
+    from tunestation.export.proof import Difference, Proof
 
 BEGUN = "begun.json"
 """What an unfinished merge is made of: only a merge of the same goes on from it."""
@@ -167,7 +171,7 @@ def _beside(made_of: Ingredients, params: dict, job: Job, tied: bool) -> list[st
     return folder.copy_licences(made_of.base, job.output) if made_of.base else []
 
 
-def _prove(made_of: Ingredients, params: dict, job: Job, tied: bool):
+def _prove(made_of: Ingredients, params: dict, job: Job, tied: bool) -> tuple[Proof, float]:
     """(the proof, seconds it took); raises when it fails."""
     from tunestation.export.proof import Case, judge, probes_of, prove
     from tunestation.training.model import device
@@ -187,12 +191,12 @@ def _prove(made_of: Ingredients, params: dict, job: Job, tied: bool):
     return proof, time.monotonic() - start
 
 
-def _told(found) -> str:
+def _told(found: Difference) -> str:
     gaps = f"logits differ by {found.largest:.3g} at most, {found.mean:.2g} on average"
     return f"{gaps}; KL {found.kl:.2g}; {found.same_tokens:.1%} same tokens"
 
 
-def _metrics(proof) -> dict[str, float]:
+def _metrics(proof: Proof) -> dict[str, float]:
     found = {f"merged_{name}": value for name, value in proof.tuned.rounded().items()}
     if proof.base:
         base = proof.base.rounded()
@@ -200,7 +204,7 @@ def _metrics(proof) -> dict[str, float]:
     return found
 
 
-def _write_card(made_of: Ingredients, params: dict, job: Job, licences: list[str], proof) -> None:
+def _write_card(made_of: Ingredients, params: dict, job: Job, licences: list[str], proof: Proof) -> None:
     from tunestation.export.card import card
 
     rows = [("base + adapter", _told(proof.tuned))] if made_of.adapter else []
