@@ -20,20 +20,25 @@ if [ "${#needed[@]}" -gt 0 ]; then
 fi
 
 if ! /usr/bin/docker compose version >/dev/null 2>&1; then
-    # Compose v2 came with Debian 13; from there this package alone is taken
-    archive=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(. /etc/os-release && echo "$VERSION_CODENAME")" 'Component: main' | sort -u | head -1)
-    cat >/etc/apt/sources.list.d/trixie.sources <<SOURCE
+    from=
+    # shellcheck source=/dev/null
+    if [ "$(. /etc/os-release && echo "$VERSION_CODENAME")" = bookworm ]; then
+        # Compose v2 came with Debian 13; from there this package alone is taken
+        from=/trixie
+        archive=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(. /etc/os-release && echo "$VERSION_CODENAME")" 'Component: main' | sort -u | head -1)
+        cat >/etc/apt/sources.list.d/trixie.sources <<SOURCE
 Types: deb
 URIs: $archive
 Suites: trixie
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCE
-    cat >/etc/apt/preferences.d/trixie <<'PIN'
+        cat >/etc/apt/preferences.d/trixie <<'PIN'
 Package: *
 Pin: release n=trixie
 Pin-Priority: 50
 PIN
+    fi
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends docker-compose/trixie >/dev/null
+    apt-get install -y -qq --no-install-recommends "docker-compose$from" >/dev/null
 fi

@@ -27,7 +27,7 @@ def _commands() -> Iterator[list[str]]:
     yield [str(TOOLS / "ruff"), "check", "src", "tests", "bench", "tasks.py", "docker"]
     yield [str(TOOLS / "shellcheck"), *scripts]
     # recipes are YAML 1.2, which yamllint does not read; `invoke check` does
-    yield [str(TOOLS / "yamllint"), "--strict", "docker-compose.yml", ".yamllint.yaml", *_below("docker", "*.yaml")]
+    yield [str(TOOLS / "yamllint"), "--strict", "docker-compose.yml", ".yamllint.yaml", *_below("docker", "*.y*ml")]
     yield [str(TOOLS / "hadolint"), "Dockerfile"]
     if _has_compose():
         yield from (["docker", "compose", *_files(name), "config", "--quiet"] for name in ("", "cpu", "cdi"))
