@@ -137,7 +137,7 @@ class Encoder:
         ]
 
     def encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoded]:
-        """Tokenise the pieces of many conversations in one call: several times the speed of one by one."""
+        """Tokenise the pieces of many conversations in one call, which uses all cores where TOKENIZERS_PARALLELISM allows it."""
         plain = [text for piece in chain.from_iterable(conversations) if not piece.marked for text in piece.texts]
         found = iter(self.backend.encode_batch_fast(plain, add_special_tokens=False))
         return [_joined((piece.trained, self._of(piece, found)) for piece in pieces) for pieces in conversations]
@@ -147,7 +147,9 @@ class Encoder:
         if not before:
             return whole
         count = len(before[0])
-        return whole[count:] if whole[:count] == before[0] else self._ids(piece.text)
+        if whole[:count] == before[0]:
+            return whole[count:]
+        return encode_marked(self.tokenizer, piece.text) if piece.marked else self._ids(piece.text)
 
     def _ids(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
