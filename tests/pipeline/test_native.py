@@ -13,6 +13,7 @@ from small_vocabularies import SYMBOLS, train_sentencepiece, write_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunestation.models.alibi  # noqa: F401  makes the Auto classes know Baichuan-13B
+from tunestation.data.templates import TEMPLATES
 from tunestation.errors import InputError
 from tunestation.models.native.convert import RECORD, convert, export_back
 from tunestation.models.shards import Shards
@@ -182,6 +183,36 @@ def test_a_variant_with_other_equations_is_refused_with_the_reason(tmp_path, rea
     write_json(tmp_path / "config.json", original.config | other)
     with pytest.raises(InputError, match=reason):
         convert(tmp_path, tmp_path / "result", {}, "tiny")
+
+
+def test_a_conversation_with_chatglm3_begins_as_its_authors_begin_it(tmp_path):
+    source = write(chatglm(), tmp_path / "source")
+    write_json(source / "tokenizer_config.json", {"added_tokens_decoder": {"64795": {"content": "<|user|>"}}})
+    convert(source, tmp_path / "result", {}, "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "result")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], return_dict=False)
+    assert tokenizer.convert_ids_to_tokens(ids)[:3] == ["[gMASK]", "sop", "<|user|>"]
+    assert tokenizer.convert_ids_to_tokens(ids)[-3] == "<|assistant|>"
+    stops = tokenizer.convert_tokens_to_ids(["</s>", "<|user|>", "<|observation|>"])
+    assert read_json(tmp_path / "result/generation_config.json")["eos_token_id"] == stops
+
+
+CHATS = {
+    "internlm_chat": (internlm(), {"eos_token_id": [2, 103028]}),
+    "baichuan_chat": (baichuan(), {"user_token_id": 195, "assistant_token_id": 196}),
+    "qwen_chat": (qwen(), {"chat_format": "chatml"}),
+    None: (qwen(), {"chat_format": "raw"}),
+}
+
+
+@pytest.mark.parametrize("template", CHATS)
+def test_chat_models_carry_their_template_and_base_models_none(tmp_path, template):
+    original, generation = CHATS[template]
+    source = write(original, tmp_path / "source")
+    write_json(source / "generation_config.json", generation)
+    convert(source, tmp_path / "result", {}, "tiny")
+    found = AutoTokenizer.from_pretrained(tmp_path / "result").chat_template
+    assert found == (TEMPLATES[template].jinja if template else None)
 
 
 def test_generation_stops_where_the_chat_model_stops(tmp_path):

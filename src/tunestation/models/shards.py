@@ -86,6 +86,7 @@ class _SafetensorsFile:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of memory it may not write
+        self._map.madvise(mmap.MADV_SEQUENTIAL)
         header.pop("__metadata__", None)
         entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         self._offsets = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries}

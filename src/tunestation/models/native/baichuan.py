@@ -47,6 +47,7 @@ def _family(name: str, target: str, rotates: bool, second_generation: bool, conf
             and (_rotates(found), second(found)) == (rotates, second_generation)
         )
 
+    template = "baichuan2_chat" if second_generation else "baichuan_chat"
     return Family(
         name=name,
         target=target,
@@ -56,7 +57,7 @@ def _family(name: str, target: str, rotates: bool, second_generation: bool, conf
         config=config,
         vocabulary=_vocabulary,
         ignored=("rotary_emb.inv_freq",),
-        chat=Chat("baichuan2_chat" if second_generation else "baichuan_chat", lambda files: "user_token_id" in files["generation"]),
+        chat=lambda files: Chat(template) if "user_token_id" in files["generation"] else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunestation.models.native.family import ATTENTION, Chat, Family, Line, Rows, Vocabulary, same_shape
 
 ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+BEGIN = "[gMASK]sop"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
@@ -66,12 +67,14 @@ def _refusal(config: dict) -> str:
 
 
 def _vocabulary(config: dict) -> Vocabulary:
-    return Vocabulary("tokenizer.model", 1, 2, 0, 0, added=(*ADDED, *ROLES), begin=("[gMASK]", "sop"))
+    return Vocabulary("tokenizer.model", None, 2, 0, 0, added=(*ADDED, *ROLES), begin=("[gMASK]", "sop"))
 
 
-def _is_third(files: dict) -> bool:
-    """The tokenizer of ChatGLM3's chat model lists its role tokens."""
-    return "<|user|>" in str(files["tokenizer"])
+def _chat(files: dict) -> Chat:
+    """The tokenizer of ChatGLM3's chat model lists its role tokens; the others are asked as ChatGLM2 is."""
+    if "<|user|>" in str(files["tokenizer"]):
+        return Chat("chatglm3", ("<|user|>", "<|observation|>"), BEGIN)
+    return Chat("chatglm2", begin=BEGIN)
 
 
 FAMILY = Family(
@@ -84,5 +87,5 @@ FAMILY = Family(
     vocabulary=_vocabulary,
     ignored=("rotary_pos_emb.inv_freq",),
     refusal=_refusal,
-    chat=Chat("chatglm3", _is_third, ("<|user|>", "<|observation|>")),
+    chat=_chat,
 )

@@ -52,7 +52,7 @@ def version_of(family: Family | None) -> int:
 
 
 def _convert_family(family: Family, config: dict, source: Path, into: Path, name: str) -> None:
-    files = _json_files(source, config)
+    files = _json_files(source)
     shards = Shards(source)
     plan, unknown = planned(family, config, shards)
     into.mkdir(parents=True, exist_ok=True)
@@ -86,11 +86,11 @@ def refuse_variant(family: Family, config: dict, name: str) -> None:
         raise InputError(f"is a {family.name} model that cannot be converted: {reason}.", name, "Use the family's plain model.")
 
 
-def _json_files(source: Path, config: dict) -> dict:
+def _json_files(source: Path) -> dict:
     def read(name: str) -> dict:
         return read_json(source / name) if (source / name).is_file() else {}
 
-    return {"config": config, "generation": read("generation_config.json"), "tokenizer": read("tokenizer_config.json")}
+    return {"generation": read("generation_config.json"), "tokenizer": read("tokenizer_config.json")}
 
 
 def _config(family: Family, config: dict, biased: bool, plan: list[Planned]) -> dict:
@@ -111,8 +111,8 @@ def _sampling(given: dict) -> dict:
 
 def _stops(family: Family, files: dict, tokenizer: PreTrainedTokenizerFast) -> dict:
     """Where generation ends: eos, and for a chat model the end of a turn."""
-    chats = family.chat is not None and family.chat.is_chat(files)
-    stops = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(text) for text in (family.chat.stop if chats else ()))]
+    chat = family.chat(files)
+    stops = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(text) for text in (chat.stop if chat else ()))]
     return {"eos_token_id": stops if len(stops) > 1 else stops[0]}
 
 

@@ -48,14 +48,14 @@ class Limit:
 
 @dataclass(frozen=True)
 class Chat:
-    """How the family's chat models are told from its base models, and how they talk."""
+    """How a chat model of the family talks."""
 
     template: str
     """Name of a built-in template."""
-    is_chat: Callable[[dict], bool]
-    """From {generation, tokenizer, config}: the source's JSON files."""
     stop: tuple[str, ...] = ()
     """Tokens that end an answer besides eos."""
+    begin: str = ""
+    """What stands before a conversation where that is not bos."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class Family:
     refusal: Callable[[dict], str] = lambda config: ""
     """Why a variant cannot be converted; empty if it can."""
     limit: Callable[[dict], Limit | None] = lambda config: None
-    chat: Chat | None = None
+    chat: Callable[[dict], Chat | None] = lambda files: None
+    """From {generation, tokenizer}, the source's JSON files: how it talks; None for a base model."""
     version: int = 1
     """Raised whenever the same source would become other bytes."""
 

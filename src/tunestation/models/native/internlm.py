@@ -21,6 +21,12 @@ def _limit(config: dict) -> Limit:
     return Limit(config.get("max_position_embeddings", 2048), why)
 
 
+def _chat(files: dict) -> Chat | None:
+    """Only the chat models stop at 103028, <eoa>."""
+    stops = files["generation"].get("eos_token_id")
+    return Chat("internlm_chat", ("<eoa>",)) if isinstance(stops, list) and 103028 in stops else None
+
+
 FAMILY = Family(
     name="internlm",
     target="llama",
@@ -31,9 +37,5 @@ FAMILY = Family(
     vocabulary=lambda config: Vocabulary("tokenizer.model", 1, 2, 2, 0, control=("<eoh>", "<eoa>"), begin=("<s>",)),
     ignored=("rotary_emb.inv_freq",),
     limit=_limit,
-    chat=Chat("internlm_chat", lambda files: 103028 in _ids(files["generation"].get("eos_token_id")), ("<eoa>",)),
+    chat=_chat,
 )
-
-
-def _ids(value: int | list[int] | None) -> list[int]:
-    return value if isinstance(value, list) else [value]

@@ -51,5 +51,5 @@ FAMILY = Family(
     config=_config,
     vocabulary=lambda config: Vocabulary("tokenizer.model", 1, 2, 2, 0, renamed=RENAMED, begin=("<s>",)),
     ignored=("rotary_emb.inv_freq",),
-    chat=Chat("internlm2_chat", lambda files: "<|im_end|>" in str(files["tokenizer"]), ("<|im_end|>",)),
+    chat=lambda files: Chat("internlm2_chat", ("<|im_end|>",)) if "<|im_end|>" in str(files["tokenizer"]) else None,
 )

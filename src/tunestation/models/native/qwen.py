@@ -77,5 +77,5 @@ FAMILY = Family(
     ignored=("rotary_emb.inv_freq", "attn.masked_bias"),
     refusal=_refusal,
     limit=_limit,
-    chat=Chat("qwen_chat", lambda files: files["generation"].get("chat_format") == "chatml", ("<|im_end|>",)),
+    chat=lambda files: Chat("qwen_chat", ("<|im_end|>",)) if files["generation"].get("chat_format") == "chatml" else None,
 )

@@ -72,5 +72,8 @@ def chat_template(family: Family, files: dict) -> str | None:
     own = files["tokenizer"].get("chat_template")
     if own:
         return own
-    chat = family.chat
-    return TEMPLATES[chat.template].jinja if chat and chat.is_chat(files) and chat.template in TEMPLATES else None
+    chat = family.chat(files)
+    if chat is None:
+        return None
+    jinja = TEMPLATES[chat.template].jinja
+    return jinja.replace("{{- bos_token -}}", "{{- '" + chat.begin + "' -}}") if chat.begin else jinja
