@@ -13,10 +13,12 @@ SET = {"set": "key=value on top of the recipe, as train.epochs=1; may be given s
 RUN = SET | {"force": "run again even if nothing changed", "offline": "touch no network"}
 
 
-@task(help={"like": "only those that mention this text", "datasets": "the data sets that recipes can be made from"})
-def recipes(_, like="", datasets=False):
+@task(
+    help={"like": "only those that mention this text"} | {"datasets": "the data sets that recipes can be made from", "models": "the models"}
+)
+def recipes(_, like="", datasets=False, models=False):
     """List the recipes with summary, model, data and last result."""
-    call("recipes", like, datasets)
+    call("recipes", like, datasets, models)
 
 
 @task(

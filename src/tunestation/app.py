@@ -16,9 +16,9 @@ from tunestation.recipe import loading
 from tunestation.work import Work, open_recipe, pin
 
 
-def recipes(like: str = "", datasets: bool = False) -> None:
-    """List the recipes (with `datasets`: the data sets of the catalogue) that mention `like`."""
-    print(listing.datasets(like) if datasets else listing.recipes(like))
+def recipes(like: str = "", datasets: bool = False, models: bool = False) -> None:
+    """List the recipes (with `datasets` or `models`: those of the catalogue) that mention `like`."""
+    print(listing.datasets(like) if datasets else listing.models(like) if models else listing.recipes(like))
 
 
 def new(name: str, model: str, data: Sequence[str], method: str) -> None:

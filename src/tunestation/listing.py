@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunestation import settings
 from tunestation.catalog import datasets as catalogue
@@ -13,6 +14,9 @@ from tunestation.pipeline.plan import Step
 from tunestation.recipe import loading
 from tunestation.recipe.schema import Recipe
 from tunestation.report import table
+
+if TYPE_CHECKING:
+    from tunestation.catalog.models import Model
 
 
 def recipes(like: str) -> str:
@@ -34,6 +38,24 @@ def datasets(like: str) -> str:
     if not wanted:
         return f"No data set mentions '{like}'."
     return table(wanted, ("data set", "what it holds", "where", "format", "rows", "licence"))
+
+
+def models(like: str) -> str:
+    """A table of the base models of the catalogue that mention `like`."""
+    from tunestation.catalog.models import models as known
+
+    rows = [(repo, each.modelscope or "", *_described(each)) for repo, each in known().items()]
+    wanted = [row for row in rows if like.lower() in " ".join(row).lower()]
+    if not wanted:
+        return f"No model mentions '{like}'."
+    return table(wanted, ("model", "on ModelScope", "family", "how", "layers x hidden", "context", "template", "licence"))
+
+
+def _described(model: Model) -> tuple[str, ...]:
+    shape = model.shape
+    size = f"{shape.num_hidden_layers} x {shape.hidden_size}" if shape.hidden_size else ""
+    gated = ", gated" if model.gated else ""
+    return (shape.family, shape.standing, size, f"{model.context:,}" if model.context else "", model.template or "", model.licence + gated)
 
 
 def _row(path: Path) -> tuple[str, ...]:
