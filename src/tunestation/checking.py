@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tunestation.catalog.models import find
 from tunestation.data.conversations import Conversation, Dropped
 from tunestation.data.ledger import Ledger
 from tunestation.data.parts import columns, generated, missing_columns, outcomes, peek
@@ -12,8 +13,12 @@ from tunestation.data.readers import Row, read_rows
 from tunestation.data.templates import TEMPLATES
 from tunestation.errors import InputError, Problem
 from tunestation.fetching.manifest import data_of, model_of
+from tunestation.models.experts import quantise_problem
 from tunestation.models.folder import check_model_folder
 from tunestation.models.limits import length_problem, limit_of
+from tunestation.models.native.family import Limit
+from tunestation.models.native.registry import EXPERTS
+from tunestation.pipeline.files import read_json
 from tunestation.recipe.document import Key
 from tunestation.recipe.problems import dotted, suggestion
 from tunestation.recipe.schema import TEMPLATE_FILE
@@ -51,6 +56,7 @@ def not_fetched(work: Work) -> list[str]:
 def _settings(work: Work) -> Iterator[Problem]:
     yield from _model(work)
     yield from _length(work)
+    yield from _experts(work)
     yield from _template(work)
     yield from _generators(work)
     yield from _batch(work)
@@ -70,16 +76,38 @@ def _model(work: Work) -> Iterator[Problem]:
 
 
 def _length(work: Work) -> Iterator[Problem]:
-    """Whether `train.max_tokens` is longer than the model computes rightly, as far as its configuration is on this machine."""
-    ref = work.inputs.model_ref if isinstance(work.recipe.model.source, FolderModel) else _fetched(work)
-    if ref and (problem := length_problem(limit_of(work.shelf.volumes.path(ref)), work.recipe.train.max_tokens)):
+    """Whether `train.max_tokens` is longer than the model computes rightly, by its configuration here, or by the catalogue."""
+    ref = _model_ref(work)
+    limit = limit_of(work.shelf.volumes.path(ref)) if ref else _catalogued_limit(work.recipe.model.source)
+    if problem := length_problem(limit, work.recipe.train.max_tokens):
         yield _problem(work, ("train", "max_tokens"), problem.what, problem.remedy)
 
 
-def _fetched(work: Work) -> str | None:
+def _experts(work: Work) -> Iterator[Problem]:
+    """Whether a 4-bit base is wanted of a mixture of experts."""
+    ref, source = _model_ref(work), work.recipe.model.source
+    if work.recipe.train.method != "qlora":
+        return
+    config = work.shelf.volumes.path(ref) / "config.json" if ref else None
+    known = find(source.repo) if isinstance(source, HubModel) else None
+    kind = read_json(config).get("model_type") if config and config.is_file() else known.shape.family if known else None
+    if kind in EXPERTS:
+        problem = quantise_problem()
+        yield _problem(work, ("train", "method"), problem.what, problem.remedy)
+
+
+def _model_ref(work: Work) -> str | None:
+    """Reference of the model's folder, if it is on this machine."""
+    if isinstance(work.recipe.model.source, FolderModel):
+        return work.inputs.model_ref
     fetch = work.folder("fetch")
     model = model_of(fetch) if fetch else None
     return model.ref if model else None
+
+
+def _catalogued_limit(source: object) -> Limit | None:
+    known = find(source.repo) if isinstance(source, HubModel) else None
+    return Limit(known.limit, "the catalogue knows that longer texts follow rules of the original's own") if known and known.limit else None
 
 
 def _template(work: Work) -> Iterator[Problem]:

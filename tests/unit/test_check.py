@@ -169,6 +169,20 @@ def test_texts_longer_than_a_converted_model_computes_rightly_are_told(bench):
     assert "log-n attention" in told[0] and told[0].endswith("Set it to 128 or less.")
 
 
+def test_a_four_bit_base_of_experts_is_refused_with_the_line_of_the_method(bench):
+    mixture = ("{kind: starter}", "{kind: hub, repo: mistralai/Mixtral-8x7B-v0.1}")
+    check_settings(bench.open(mixture, ("  epochs: 1", "  method: lora")))
+    (told,) = problems(bench.open(mixture, ("  epochs: 1", "  method: qlora")))
+    assert "train.method is 'qlora', but the model is a mixture of experts: most of its weights are 3-d parameters" in told
+    assert told.startswith("small.yaml:12: ") and "Set it to 'lora'" in told
+
+
+def test_the_catalogue_tells_of_too_long_texts_before_anything_is_fetched(bench):
+    longer = ("  epochs: 1", "  max_tokens: 9000")
+    (told,) = problems(bench.open(("{kind: starter}", "{kind: hub, repo: Qwen/Qwen-7B-Chat}"), longer))
+    assert told.startswith("small.yaml:12: train.max_tokens is 9000, but the converted model equals the original up to 8192 tokens only")
+
+
 def test_a_missing_model_folder_is_told(bench):
     (told,) = problems(bench.open(("{kind: starter}", "{kind: folder, path: mine}")))
     assert told.startswith("small.yaml:5: there is no model folder 'mine'. It was looked for in ")

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
+from tunestation.models.experts import refuse_quantised
 from tunestation.settings import local_rank
 
 
@@ -38,10 +39,12 @@ def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> Pre
     """The model of `folder` in bfloat16, its linear layers in 4 bit if `quantise` ({type, double_quant}) is given.
 
     `sharded` (ZeRO-3) packs the 4-bit weights into bfloat16: it shards weights of one dtype only.
+    Raises InputError for a mixture of experts in 4 bit.
     """
     options: dict = {"dtype": torch.bfloat16, "attn_implementation": "sdpa", "local_files_only": True, "use_safetensors": True}
     if quantise is None:
         return AutoModelForCausalLM.from_pretrained(folder, **options)
+    refuse_quantised(folder)
     options["quantization_config"] = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantise["type"],
