@@ -14,6 +14,7 @@ from tiny import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunestation.chat.engine import Engine
+from tunestation.chat.weights import Weights
 from tunestation.errors import InputError
 from tunestation.models.experts import refuse_quantised, share_in_experts
 from tunestation.models.native.registry import EXPERTS, NATIVE
@@ -85,12 +86,15 @@ def station(tmp_path_factory) -> Station:
 
 def through(station: Station, name: str, method: str, template: str) -> dict:
     """Run the recipe from fetch to merge and ask the result; returns the record of the training."""
-    train = {"method": method, "epochs": 1, "global_batch_size": 1, "max_tokens": 64, "save_steps": 100, "lora": {"rank": 4, "dropout": 0.0}}
+    train = {"method": method, "epochs": 1, "global_batch_size": 1, "max_tokens": 64, "save_steps": 100}
     changes = {"model": {"source": {"kind": "folder", "path": name}}, "train": train, "template": template}
     station.write(plain_recipe(name=name, evaluate={"fraction": 0.0, "prompts": []}, **changes))
     merged = station.make("merge", name=name)
     question = [{"role": "user", "content": "What is 1 and 1?"}]
-    assert list(Engine(merged).reply(question, Generation(temperature=0, max_new_tokens=4)))
+    engine = Engine(Weights(model=str(merged)))
+    answer = engine.answer(question, Generation(temperature=0, max_new_tokens=4))
+    engine.close()
+    assert isinstance(answer, str)
     assert record(merged)["metrics"]["merged_kl"] < 0.05
     return record(station.make("train", name=name))
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
 from tunestation.export.adapter import EMBEDDING, HEAD, Adapter, split_name
 from tunestation.export.merging import Rounding, as_stored
+from tunestation.models.experts import as_parameters
 from tunestation.models.shards import Shards
 
 Maker = Callable[[], torch.Tensor]
@@ -57,15 +58,16 @@ def stored(shards: Shards, rounding: Rounding = as_stored) -> Source:
     def maker(name: str) -> Maker:
         return lambda: rounding(name, shards.read(name))
 
-    makers = {name: maker(name) for name in shards.names}
-    return Source({HEAD: makers[EMBEDDING]} | makers if EMBEDDING in makers else makers, shards.release)
+    makers = as_parameters({name: maker(name) for name in shards.names})
+    embedding = next((name for name in (EMBEDDING, "transformer.wte.weight") if name in makers), None)
+    return Source({HEAD: makers[embedding]} | makers if embedding else makers, shards.release)
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
     """The architecture that config.json describes, in float32 without weights; what it computes from the configuration is there."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
 
 

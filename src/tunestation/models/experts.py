@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunestation.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST = 0.05
 """Share of the weights that may stay in 16 bit unnoticed."""
@@ -33,3 +41,34 @@ def share_in_experts(folder: Path) -> float:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     sizes = [(weight.dim(), weight.numel()) for weight in model.parameters()]
     return sum(size for dimensions, size in sizes if dimensions > 2) / sum(size for _, size in sizes)
+
+
+STORED = re.compile(r"^(.+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$")
+"""How files name the matrices of an expert: layer, expert, part."""
+PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+Maker = Callable[[], "torch.Tensor"]
+
+
+def as_parameters(makers: Mapping[str, Maker]) -> dict[str, Maker]:
+    """Makers of tensors by the names in files -> makers by the names of parameters: the experts of a layer become one.
+
+    gate_up_proj is [experts, 2 x width, hidden], gate over up; down_proj is [experts, hidden, width].
+    """
+    found, layers = {}, defaultdict(dict)
+    for name, make in makers.items():
+        match = STORED.match(name)
+        if match:
+            layers[match[1]][int(match[2]), PARTS.get(match[3], match[3])] = make
+        else:
+            found[name.replace(".block_sparse_moe.", ".mlp.")] = make
+    for layer, parts in layers.items():
+        count = 1 + max(expert for expert, _ in parts)
+        found[f"{layer}.mlp.experts.gate_up_proj"] = partial(_stacked, parts, count, ("gate_proj", "up_proj"))
+        found[f"{layer}.mlp.experts.down_proj"] = partial(_stacked, parts, count, ("down_proj",))
+    return found
+
+
+def _stacked(parts: dict[tuple[int, str], Maker], count: int, names: tuple[str, ...]) -> torch.Tensor:
+    import torch
+
+    return torch.stack([torch.cat([parts[expert, name]() for name in names]) for expert in range(count)])

@@ -20,6 +20,8 @@ from tunestation.pipeline.files import read_json, write_json
 
 BLOCK = 64 * 2**20
 """Bytes that are written, and hashed, at once: what is resident beside the tensor at hand."""
+AHEAD = 4 * BLOCK
+"""Bytes behind a tensor that the operating system fetches from the disk while the tensor is used."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -93,8 +95,10 @@ class _SafetensorsFile:
         self.tensors = {name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta") for name, entry in entries}
 
     def read(self, name: str) -> torch.Tensor:
-        meta = self.tensors[name]
-        flat = torch.frombuffer(self._map, dtype=meta.dtype, count=meta.numel(), offset=self._offsets[name])
+        meta, offset = self.tensors[name], self._offsets[name]
+        start = offset - offset % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, start, min(len(self._map) - start, meta.nbytes + AHEAD))
+        flat = torch.frombuffer(self._map, dtype=meta.dtype, count=meta.numel(), offset=offset)
         return flat.view(meta.shape)
 
     def release(self) -> None:

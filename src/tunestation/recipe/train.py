@@ -27,7 +27,7 @@ class Lora(Part):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout on the adapter's input."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Layers to adapt: every linear layer but the head, or a list of names."""
+    """Layers to adapt: every linear layer but the head (with a mixture of experts: the attention's), or a list of names."""
 
 
 class Train(Part):

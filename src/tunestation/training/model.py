@@ -41,7 +41,7 @@ def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> Pre
     `sharded` (ZeRO-3) packs the 4-bit weights into bfloat16: it shards weights of one dtype only.
     Raises InputError for a mixture of experts in 4 bit.
     """
-    options: dict = {"dtype": torch.bfloat16, "attn_implementation": "sdpa", "local_files_only": True, "use_safetensors": True}
+    options: dict = {"dtype": torch.bfloat16, "local_files_only": True, "use_safetensors": True}
     if quantise is None:
         return AutoModelForCausalLM.from_pretrained(folder, **options)
     refuse_quantised(folder)
@@ -72,7 +72,7 @@ def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Modu
 
     The adapter names its base as `base`; peft would write the folder of this machine into every checkpoint.
     """
-    targets = lora["target_modules"]
+    targets = lora["target_modules"] if lora["target_modules"] != "all-linear" else _every_linear(model)
     config = LoraConfig(
         r=lora["rank"],
         lora_alpha=lora["alpha"],
@@ -84,6 +84,15 @@ def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Modu
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
+
+
+def _every_linear(model: PreTrainedModel) -> str | list[str]:
+    """What `all-linear` means: with experts the attention's layers, as peft would take the experts' 3-d parameters too,
+    which cannot be merged into plain weights."""
+    if not any(weight.dim() > 2 for weight in model.parameters()):
+        return "all-linear"
+    names = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return sorted({name.rpartition(".")[2] for name in names if ".self_attn." in name})
 
 
 def trainable(model: torch.nn.Module) -> int:

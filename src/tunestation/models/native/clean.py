@@ -31,7 +31,7 @@ def clean(source: Path, into: Path, max_bytes: int) -> None:
         return
     kept = [name for name in shards.names if not name.endswith(BUFFERS)]
     plan = [Planned(name, shards.meta(name), lambda name=name: shards.read(name)) for name in kept]
-    write_shards(plan, into, max_bytes, shards.release)
+    write_shards(plan, into, max_bytes, shards.release, hashed=False)
 
 
 def _copy_small(source: Path, into: Path) -> None:

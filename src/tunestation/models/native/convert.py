@@ -63,7 +63,7 @@ def _convert_family(family: Family, config: dict, source: Path, into: Path, name
     write_json(into / "generation_config.json", _sampling(files["generation"]) | ids | _stops(family, files, tokenizer))
     _refuse_misfits(into, plan, unknown, f"{name} ({family.name})")
     _copy_others(source, into, family.vocabulary(config).file)
-    write_shards(plan, into, SHARD, shards.release)
+    write_shards(plan, into, SHARD, shards.release, hashed=False)
 
 
 def export_back(source: Path, record: dict, into: Path) -> dict[str, str]:
