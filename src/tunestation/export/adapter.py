@@ -19,6 +19,8 @@ from tunestation.models.shards import Piece, Shards
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+GPT_EMBEDDING = "transformer.wte.weight"
+"""What StarCoder's architecture calls its embedding."""
 """The two weights that llama-like models tie: a head that is not in the files is the embedding."""
 KINDS = {
     "lora_A.weight": "A",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tunestation.errors import TunestationError
-from tunestation.export.adapter import EMBEDDING, HEAD, Adapter, Change, check, merged, pieces
+from tunestation.export.adapter import EMBEDDING, GPT_EMBEDDING, HEAD, Adapter, Change, check, merged, pieces
 from tunestation.fetching.progress import amount
 from tunestation.models.shards import Piece, Planned, Shards, write_shards
 
@@ -39,7 +39,7 @@ class Plan:
     def map(self) -> dict[str, Callable[[], torch.Tensor]]:
         """Name -> how to make the tensor; a tied head is under its own name too."""
         made = {tensor.name: tensor.load for tensor in self.tensors}
-        return made | ({HEAD: made[EMBEDDING]} if self.tied else {})
+        return made | ({HEAD: made.get(EMBEDDING) or made[GPT_EMBEDDING]} if self.tied else {})
 
 
 def plan(base: Shards, adapter: Adapter | None, tied: bool, dtype: torch.dtype, rounding: Rounding = as_stored) -> Plan:

@@ -15,7 +15,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
-from tunestation.export.adapter import EMBEDDING, HEAD, Adapter, split_name
+from tunestation.export.adapter import EMBEDDING, GPT_EMBEDDING, HEAD, Adapter, split_name
 from tunestation.export.merging import Rounding, as_stored
 from tunestation.models.experts import as_parameters
 from tunestation.models.shards import Shards
@@ -59,7 +59,7 @@ def stored(shards: Shards, rounding: Rounding = as_stored) -> Source:
         return lambda: rounding(name, shards.read(name))
 
     makers = as_parameters({name: maker(name) for name in shards.names})
-    embedding = next((name for name in (EMBEDDING, "transformer.wte.weight") if name in makers), None)
+    embedding = next((name for name in (EMBEDDING, GPT_EMBEDDING) if name in makers), None)
     return Source({HEAD: makers[embedding]} | makers if embedding else makers, shards.release)
 
 
