@@ -43,7 +43,7 @@ def reproduced(station):
     if station.uid == 12345:
         station.save_every(40)
         station.kill_in_training()
-        assert "going on from checkpoint-" in station.invoke("up", "quickstart", "--port", "7999")
+        assert "going on from checkpoint-" in station.invoke("up", "quickstart", "--port", station.port)
     else:
         station.invoke("reproduce", "quickstart", "--offline")
     return station

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import stat
 import subprocess
 import time
@@ -17,7 +18,6 @@ import invoke
 from tunestation.settings import PROJECT
 
 IMAGE = "tunestation:runtime"
-PORT = 7999
 TOKEN = "hf_NotARealTokenButOneThatMustNotTurnUp"
 KNOWN_WARNINGS = (
     r"^warning  gpu +no NVIDIA GPU",
@@ -44,6 +44,13 @@ def changed(container: str) -> set[str]:
     return {path for path in paths if path != "/tmp" and not path.startswith("/tmp/")}
 
 
+def free_port() -> str:
+    """A port of this host that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def sums(path: Path) -> dict[str, str]:
     """File -> SHA-256 of a SHA256SUMS."""
     return {name: value for value, name in (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())}
@@ -61,7 +68,7 @@ class Station:
 
     def __init__(self, folder: Path, uid: int):
         self.folder, self.uid, self.said = folder, uid, ""
-        self.name = f"tunestation-test-{uid}"
+        self.name, self.port = f"tunestation-test-{uid}", free_port()
         listed = subprocess.run(["git", "-C", PROJECT, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
         for name in filter(None, listed.split("\0")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

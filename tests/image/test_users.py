@@ -5,7 +5,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from image.dock import PORT, TOKEN, changed, docker, new_warnings
+from image.dock import TOKEN, changed, docker, new_warnings
 from tunestation.settings import PROJECT
 
 
@@ -37,11 +37,11 @@ def test_all_files_belong_to_the_caller_and_lie_on_the_volumes(reproduced):
 
 
 def test_the_page_is_served_and_healthy_and_the_containers_wrote_to_the_volumes_alone(reproduced):
-    said = reproduced.invoke("up", "quickstart", "--port", str(PORT))
-    assert f"Chat with quickstart at http://127.0.0.1:{PORT}" in said
+    said = reproduced.invoke("up", "quickstart", "--port", reproduced.port)
+    assert f"Chat with quickstart at http://127.0.0.1:{reproduced.port}" in said
     (page,) = reproduced.containers("chat")
     assert docker("inspect", "--format", "{{ .State.Health.Status }}", page).strip() == "healthy"
-    with urlopen(f"http://127.0.0.1:{PORT}/", timeout=10) as answer:
+    with urlopen(f"http://127.0.0.1:{reproduced.port}/", timeout=10) as answer:
         assert "Your assistant" in answer.read().decode()
     (work,) = reproduced.containers("workstation")
     assert changed(page) | changed(work) <= {"/run", "/run/secrets", "/run/secrets/hub_token"}
