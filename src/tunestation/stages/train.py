@@ -181,7 +181,10 @@ def _rehearsal(model, fast, collate, rows, held_out, settings: dict, job: Job) -
     folder = job.output / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     found = [rows[index] for index in longest]
-    return [Rehearsal(model, fast, collate, found, evaluated, checkpointing, folder, settings["keep"] + 2)]
+    ranks = world_size() if job.machine["zero_stage"] else 1
+    a_weight = 0 if job.machine["offload"] == "optimizer" else memory.STATES[settings["optimizer"]]
+    states = a_weight * models.trainable(model) // ranks
+    return [Rehearsal(model, fast, collate, found, evaluated, checkpointing, folder, settings["keep"] + 2, states)]
 
 
 def _system(samples: dict) -> list[dict]:

@@ -156,6 +156,8 @@ def choose(shape: Shape, tokens: int, free: int, checkpointing: bool | None, deq
 
 NF4, NF4_SINGLE = 0.5 + 1 / 64 + 4 / 16384, 0.5 + 4 / 64
 """Bytes of a 4-bit weight with its share of scales, themselves quantised or not."""
+STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}
+"""Bytes of Adam's states for a weight that must stay on the GPU."""
 WORKSPACE = 120 * 2**20
 """What matrix libraries hold for themselves, and what lies between allocations."""
 
@@ -168,7 +170,7 @@ def base_bytes(shape: Shape, base: str, double_quant: bool = True) -> int:
 
 def learned_bytes(optimizer: str, deepspeed: bool, offload: bool = False) -> tuple[int, int]:
     """Of one adapter weight: (always on the GPU, more while gradients are there). Paged states may leave the GPU and are not counted."""
-    states = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}[optimizer]
+    states = STATES[optimizer]
     if not deepspeed:
         return 4 + states, 4
     return (2, 4) if offload else (2 + 4 + states, 6)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -41,13 +42,16 @@ class Rehearsal(TrainerCallback):
     """Where checkpoints go."""
     checkpoints: int
     """How many there are at most at once."""
+    states: int
+    """Bytes of Adam's states on this GPU, which the first step will make."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.check_disk()
         if self.fast:
-            self.fast.keep(memory.choose(self.fast.shape, self.tokens, self.free(), self.checkpointing, self.fast.dequantised))
+            free = self.free() - (0 if state.global_step else self.states)  # one that goes on has loaded them
+            self.fast.keep(memory.choose(self.fast.shape, self.tokens, free, self.checkpointing, self.fast.dequantised))
         try:
-            self.run(args.device)
+            self.run(args.device, 0 if state.global_step else self.states)
         except torch.OutOfMemoryError:
             raise self.too_large() from None
 
@@ -62,9 +66,9 @@ class Rehearsal(TrainerCallback):
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def free(self) -> int:
-        """Bytes that activations may take, gradients and a reserve left aside; on a CPU nothing is gained by keeping less."""
+        """Bytes that activations may take, gradients and a reserve left aside; on a CPU half of the memory that nobody uses."""
         if not torch.cuda.is_available():
-            return 2**62
+            return psutil.virtual_memory().available // 2
         available, total = torch.cuda.mem_get_info()
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(available + unused - memory.SPARE * total - GRADIENT_BYTES * sum(weight.numel() for weight in self.weights))
@@ -77,9 +81,9 @@ class Rehearsal(TrainerCallback):
             what = f"{self.checkpoints} checkpoints need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in the runs folder."
             raise TunestationError(what, remedy="Free some space, or lower train.keep.")
 
-    def run(self, device: torch.device) -> None:
-        """One forward and backward pass of the longest micro-batch, one evaluation, one save."""
-        mode = self.model.training
+    def run(self, device: torch.device, states: int) -> None:
+        """One forward and backward pass of the longest micro-batch, one evaluation, one save; `states` bytes are held meanwhile."""
+        mode, held = self.model.training, torch.empty(states, dtype=torch.uint8, device=device)
         with torch.random.fork_rng():
             loss = self._loss(self.longest, device)
             torch.autograd.grad(loss, self.weights, allow_unused=True)
@@ -87,6 +91,7 @@ class Rehearsal(TrainerCallback):
             if self.held_out:
                 with torch.no_grad():
                     self._loss([self.held_out], device)
+        del held
         self.model.train(mode)
         tried = self.folder / ".rehearsal"
         self.model.save_pretrained(tried, safe_serialization=True, save_embedding_layers=False)
