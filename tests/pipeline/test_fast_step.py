@@ -226,8 +226,9 @@ def test_an_8_bit_base_is_nearer_to_the_model_than_nf4():
         assert (eight - exact).norm() < 0.6 * (four - exact).norm()
 
 
-def test_over_an_8_bit_base_gradients_are_those_of_16_bit_within_its_rounding():
-    model, rows = adapted("bfloat16"), documents()
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_over_an_8_bit_base_gradients_are_those_of_16_bit_within_its_rounding(targets):
+    model, rows = adapted("bfloat16", targets=targets), documents()
     before = learned(model, Collate(0)(rows))
     float8.quantise_base(model, torch.device("cpu"))
     Fast.over(model)

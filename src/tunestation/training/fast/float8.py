@@ -35,10 +35,12 @@ class Float8Linear(nn.Module):
 
 
 def quantise_base(model: nn.Module, device: torch.device) -> None:
-    """Turn the base layer of every adapted linear layer of `model` into 8-bit floats on `device`."""
-    for module in model.modules():
-        if hasattr(module, "lora_A") and isinstance(module.base_layer, nn.Linear):
-            module.base_layer = Float8Linear(module.base_layer, device)
+    """Turn every frozen linear layer of `model`, a peft model, but the head into 8-bit floats on `device`."""
+    head = model.get_base_model().get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and not child.weight.requires_grad and child is not head:
+                setattr(parent, name, Float8Linear(child, device))
 
 
 class Float8Projection(Projection):

@@ -86,7 +86,7 @@ class Fast:
         targets: torch.Tensor,
         **_: object,
     ) -> CausalLMOutputWithPast:
-        """The summed loss of a micro-batch as `batches.Lay` makes it: input_ids, position_ids [1, T]; the rest is said there."""
+        """The summed loss of a micro-batch as `batches.lay` makes it: input_ids, position_ids [1, T]; the rest is said there."""
         backbone = self.model.model
         h = backbone.embed_tokens(input_ids)
         cos, sin = backbone.rotary_emb(h, position_ids)
@@ -128,6 +128,8 @@ class Fast:
         self.choice = choice
         like = self.model.model.norm.weight
         at_once = self.dequantised and all(projection.agrees(like) for projection in self.layers[0].projections)
+        if self.dequantised and not at_once:
+            print("  note: this GPU or its compiler writes other weights in one launch than singly; the slower way is taken", flush=True)
         for index, (layer, level) in enumerate(zip(self.layers, choice.levels, strict=True)):
             layer.keep = Keep(level)
             for projection in layer.projections:
