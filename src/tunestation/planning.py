@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from tunestation import catalog
+from tunestation.catalog import models
 from tunestation.errors import InputError
 from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.files import read_json
@@ -19,7 +16,7 @@ from tunestation.training.order import draw
 from tunestation.training.zero import accumulation_steps
 from tunestation.work import Work
 
-FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 CHECKPOINT_BYTES = 14
 """Of an adapter weight in a checkpoint: itself, and its master copy and Adam's two states in fp32."""
 
@@ -57,27 +54,34 @@ def shape_of(work: Work) -> memory.Shape:
     if source.kind == "starter":
         return memory.Shape.of(_told(read_json(PACKAGE / "starter" / "model" / "config.json")), rank)
     if source.kind == "hub":
-        known = YAML(typ="safe").load(Path(catalog.__file__).with_name("shapes.yaml"))
-        if source.repo in known:
-            *numbers, size, tied = known[source.repo]
-            config = dict(zip(FIELDS, numbers, strict=True)) | {"tie_word_embeddings": tied} | ({"head_dim": size} if size else {})
-            return memory.Shape.of(config, rank)
+        known = models.find(source.repo)
+        if known and not known.shape.experts:
+            config = known.shape.model_dump(exclude_none=True)
+            if not _missing(config):
+                return memory.Shape.of(config, rank)
     what = "the model's shape is not known before it is fetched."
     raise InputError(what, str(work.path), f"Run 'invoke fetch {work.recipe.name}' first.")
 
 
 def _told(config: dict) -> dict:
-    missing = [name for name in FIELDS if name not in config and name != "num_key_value_heads"]
-    if missing:
+    if missing := _missing(config):
         raise InputError(f"plans are made for models like Llama; config.json has no {', '.join(missing)}.")
     return config
+
+
+def _missing(config: dict) -> list[str]:
+    return [name for name in FIELDS if name not in config]
 
 
 def plans(work: Work, names: list[str], gpus: int) -> list[Plan]:
     """One for each card, the smallest that suffices first. Raises InputError for full training, and for a batch that cannot be shared."""
     if work.recipe.train.method == "full":
         raise InputError("plans are made for adapters (qlora, lora), and train.method is 'full'.", str(work.path))
+    if gpus < 1:
+        raise InputError(f"{gpus} is no count of GPUs.", "--gpus", "Give 1 or more.")
     found = [plan for name in names or pace.CARDS if (plan := _plan(work, pace.CARDS[name], gpus))]
+    if not found:
+        raise InputError(f"{names[0]} has no products of 8-bit floats.", "--gpu", "Set train.base.type to nf4, or name another card.")
     return found if names else sorted(found, key=lambda plan: (not plan.fits, plan.card.memory, -plan.card.rate))
 
 
@@ -140,6 +144,6 @@ def _row(plan: Plan, steps: int | None, price: float | None) -> tuple[str, ...]:
         "yes" if plan.fits else "no",
         f"{plan.tokens / plan.step_seconds:,.0f}",
         duration(hours * 3600),
-        "" if price is None else f"{hours * plan.gpus * price:.2f}",
+        "" if price is None or not steps else f"{hours * plan.gpus * price:.2f}",
         plan.choice.told,
     )

@@ -113,6 +113,13 @@ def test_what_cannot_be_planned_is_told(bench, changes, told_as):
         plans(bench.open(*changes), ["h200"], 1)
 
 
+def test_a_card_or_a_count_that_cannot_be_is_told(bench):
+    with pytest.raises(InputError, match=r"rtx3090 has no products of 8-bit floats. Set train.base.type to nf4"):
+        plans(bench.open(HUB, ("train:", "train:\n  base: {type: fp8}")), ["rtx3090"], 1)
+    with pytest.raises(InputError, match="0 is no count of GPUs"):
+        plans(bench.open(HUB), ["h200"], 0)
+
+
 def test_cards_are_found_by_what_they_call_themselves():
     assert pace.card_named("NVIDIA GeForce RTX 4090", 23.6).name == "rtx4090"
     assert pace.card_named("NVIDIA A100-SXM4-80GB", 79.2).name == "a100-80"

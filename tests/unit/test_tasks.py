@@ -77,3 +77,22 @@ def test_a_run_volume_that_takes_no_files_is_told_with_exit_code_1(invoke):
     code, _, said = invoke("fetch", "small", TUNE_RUNS=str(invoke.folder / "recipes" / "rows.jsonl" / "runs"))
     assert code == 1
     assert said.startswith("nothing can be written to recipes/rows.jsonl/runs/small (Not a directory). Make the folder writable")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--gpu", "rtx4091"), "--gpu: 'rtx4091' is no card with known rates. Choose from: t4, "),
+        (("--gpu", "h200", "--price", "cheap"), "--price: 'cheap' is no price. Give what an hour of one GPU costs, as 0.40."),
+    ],
+)
+def test_a_plan_for_what_is_not_known_is_told_with_exit_code_2(invoke, words, told):
+    code, out, said = invoke("plan", "small", *words)
+    assert (code, out) == (2, "")
+    assert said.startswith(told)
+
+
+def test_a_plan_needs_neither_a_gpu_nor_anything_fetched(invoke):
+    code, out, _ = invoke("plan", "small", "--gpu", "rtx4090")
+    assert code == 0
+    assert "1 x rtx4090" in out and "activations and gradients" in out
