@@ -7,7 +7,7 @@ from invoke import task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from tunestation.runner import call, diagnose, manage, tool
+from tunestation.runner import Real, Whole, call, diagnose, manage, tool
 
 SET = {"set": "key=value on top of the recipe, as train.epochs=1; may be given several times"}
 RUN = SET | {"force": "run again even if nothing changed", "offline": "touch no network"}
@@ -38,7 +38,7 @@ def check(_, recipe, set=None, resolved=False):
 
 
 @task(help=SET | {"gpu": "as rtx4090; all known ones if empty", "gpus": "how many", "price": "of an hour of one"}, iterable=["set"])
-def plan(_, recipe, gpu="", gpus=1, price="", set=None):
+def plan(_, recipe, gpu="", gpus=Whole(1), price="", set=None):
     """Say what training would need in memory, time and money; needs no GPU and no weights."""
     call("plan_recipe", recipe, gpu, gpus, price, set)
 
@@ -61,7 +61,7 @@ def status(_, recipe, set=None):
     | {"chat": "open the chat page afterwards", "port": "of the chat page"},
     iterable=["set"],
 )
-def reproduce(_, recipe, set=None, until=None, force=False, dry_run=False, offline=False, update_lock=False, chat=False, port=7860):
+def reproduce(_, recipe, set=None, until=None, force=False, dry_run=False, offline=False, update_lock=False, chat=False, port=Whole(7860)):
     """Take a recipe from its data to a model: run what has to be run, and compare with the lock."""
     call("reproduce", recipe, set, until, force, dry_run, offline, update_lock, chat, port)
 
@@ -88,7 +88,7 @@ evaluate = _stage("evaluate", "Ask the merged and the untuned model the recipe's
     | {"tokenizer": "a folder with a tokenizer, where the model is not here"},
     iterable=["set"],
 )
-def inspect(_, recipe, row=0, tokens=False, tokenizer=None, set=None):
+def inspect(_, recipe, row=Whole(0), tokens=False, tokenizer=None, set=None):
     """Show what the data becomes and what is learned of it; writes a page to browse. Needs no GPU and no weights."""
     call("inspect", recipe, row or None, tokens, tokenizer, set)
 
@@ -104,13 +104,13 @@ SERVE = ASK | {"port": "to listen on", "public": "on every address, with a passw
 
 
 @task(help=SERVE | {"terminal": "here instead of on a page"}, iterable=["set"])
-def chat(_, recipe, port=7860, base=False, load=None, public=False, terminal=False, set=None):
+def chat(_, recipe, port=Whole(7860), base=False, load=None, public=False, terminal=False, set=None):
     """Open the chat page of a finished recipe."""
     call("chat", recipe, port, set, base, load, public, terminal)
 
 
 @task(help=SERVE, iterable=["set"])
-def serve(_, recipe, port=8000, base=False, load=None, public=False, set=None):
+def serve(_, recipe, port=Whole(8000), base=False, load=None, public=False, set=None):
     """Serve a finished recipe's model as OpenAI's API does."""
     call("serve", recipe, port, set, base, load, public)
 
@@ -126,13 +126,13 @@ def ask(_, recipe, prompt, base=False, load=None, json=False, set=None):
     help={"path": "iter_N.pth or epoch_N.pth: a file, or a folder of DeepSpeed", "model": "folder of its base; config.json is enough"}
     | {"name": "of the adapter", "alpha": "LoRA's alpha, where the checkpoint does not say it"},
 )
-def import_xtuner(_, path, model, name="", alpha=0.0):
+def import_xtuner(_, path, model, name="", alpha=Real(0.0)):
     """Bring an adapter that XTuner trained to the model volume, as PEFT reads it."""
     call("import_xtuner", path, model, name, alpha or None)
 
 
 @task(help={"source": "host:path, fsspec URL or folder of runs", "to": "fsspec URL or folder", "every": "seconds; 0 is once"})
-def sync(_, recipe, source="", to="", every=0):
+def sync(_, recipe, source="", to="", every=Whole(0)):
     """Bring finished stages and complete checkpoints here, or elsewhere, also while training goes on."""
     call("sync", recipe, source, to, every)
 
@@ -156,7 +156,7 @@ def build(_, target="runtime", base="", network=""):
 
 
 @task(help={"port": "of the chat page, on 127.0.0.1"})
-def up(_, recipe, port=7860):
+def up(_, recipe, port=Whole(7860)):
     """Take a recipe to a chat page that goes on in the background, in the image."""
     manage("up", recipe, port)
 

@@ -50,9 +50,10 @@ def new(name: str, model: str, data: Sequence[str], method: str) -> Path:
 
 
 def _source(name: str) -> Dataset:
-    """A data set of the catalogue, or a file of one's own."""
+    """A data set of the catalogue, or a file of one's own, by its path from here, from the recipes or from the dataset volume."""
     if plain_suffix(PurePath(name)) in READERS:
         kind = "text" if plain_suffix(PurePath(name)) == ".txt" else "auto"
+        name = _as_recipes_see_it(name)
         try:
             stays_inside(name)
         except ValueError as error:
@@ -62,6 +63,13 @@ def _source(name: str) -> Dataset:
     if found.format.kind == "preference":
         raise InputError(f"'{name}' holds preference pairs; training on pairs comes later.", "--data", "Choose another data set.")
     return found
+
+
+def _as_recipes_see_it(name: str) -> str:
+    """`recipes/a.xlsx`, typed in the checkout, is `a.xlsx` beside the recipe; what is in neither of the two folders stays as it is."""
+    file, here = Path(name).absolute(), settings.load()
+    folders = [folder for folder in (here.recipes, here.datasets) if file.is_file() and file.is_relative_to(folder)]
+    return file.relative_to(folders[0]).as_posix() if folders else name
 
 
 def _recipe(name: str, model: str, sources: Sequence[Dataset], method: str) -> str:

@@ -15,6 +15,7 @@ import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from tunestation import container, errors
 from tunestation.settings import PROJECT, WHEELS, child_environment, runner
@@ -22,6 +23,26 @@ from tunestation.settings import PROJECT, WHEELS, child_environment, runner
 PYTHON = PROJECT / ".venv" / "bin" / "python"
 OUTSIDE = ("sync", "bundle", "import_xtuner")
 """Functions of tunestation.app that never run in the image: they need the caller's SSH keys, or read or write any folder of the host."""
+
+
+class Whole(int):
+    """Default of a task's option that is a whole number: invoke makes what was typed into one, and a wrong word is told."""
+
+    def __new__(cls, typed: str | int) -> Whole:
+        try:
+            return super().__new__(cls, typed)
+        except ValueError:
+            _leave(f"'{typed}' is not a whole number.", 2)
+
+
+class Real(float):
+    """The same for any number."""
+
+    def __new__(cls, typed: str | float) -> Real:
+        try:
+            return super().__new__(cls, typed)
+        except ValueError:
+            _leave(f"'{typed}' is not a number.", 2)
 
 
 def call(function: str, *arguments: object, **options: object) -> None:
@@ -99,7 +120,7 @@ def _install(wanted: Path) -> None:
     mark.touch()
 
 
-def _leave(message: str, code: int) -> None:
+def _leave(message: str, code: int) -> NoReturn:
     """End the task as invoke wants it: a message on stderr and an exit code, no traceback."""
     from invoke import Exit
 

@@ -77,6 +77,13 @@ def test_a_new_recipe_passes_the_check_and_several_data_sets_are_mixed(bench, ca
     assert len(loading.load(bench.recipes / "mine.yaml").recipe.data.sources) == 2
 
 
+def test_a_file_is_named_as_the_recipe_sees_it_wherever_it_was_typed(bench, monkeypatch):
+    monkeypatch.chdir(bench.folder)
+    typed = str((bench.recipes / "rows.jsonl").relative_to(bench.folder))
+    for name, data in (("relative", typed), ("absolute", str(bench.recipes / "rows.jsonl")), ("beside", "rows.jsonl")):
+        assert loading.load(new(name, "starter", [data], "qlora")).recipe.data.sources[0].source.paths == ("rows.jsonl",)
+
+
 def test_a_text_file_is_for_pretraining(bench):
     recipe = loading.load(new("mine", "starter", ["book.txt.gz"], "full")).recipe
     assert (recipe.train.objective, recipe.data.sources[0].format.kind) == ("pretrain", "text")

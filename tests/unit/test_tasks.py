@@ -51,6 +51,18 @@ def test_an_unknown_argument_is_told(invoke):
     assert invoke("check", "small", "--resolvd") == (1, "", "No idea what '--resolvd' is!\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("chat", "small", "--port", "web"), "'web' is not a whole number.\n"),
+        (("import-xtuner", "iter_1.pth", "--model", "m", "--alpha", "big"), "'big' is not a number.\n"),
+        (("train", "--help"), "'--help' stands where a recipe belongs. The recipe comes first; 'invoke --help TASK' explains a task.\n"),
+    ],
+)
+def test_a_word_where_a_number_or_a_recipe_belongs_is_told_with_exit_code_2(invoke, words, said):
+    assert invoke(*words) == (2, "", said)
+
+
 def test_the_status_says_what_would_run_and_why(invoke):
     code, out, _ = invoke("status", "small", "--set", "train.epochs=2")
     assert code == 0

@@ -27,6 +27,8 @@ def find(name: str, folder: Path) -> Path:
         raise InputError("there is no such recipe file.", name, "Run 'invoke recipes' for the list.")
     if (folder / f"{name}.yaml").is_file():
         return _from_here(folder / f"{name}.yaml")
+    if name.startswith("-"):
+        raise InputError(f"'{name}' stands where a recipe belongs.", remedy="The recipe comes first; 'invoke --help TASK' explains a task.")
     names = [entry.stem for entry in every(folder)]
     near = difflib.get_close_matches(name, names, 1, 0.5)
     remedy = f"Did you mean '{near[0]}'?" if near else "Run 'invoke recipes' for the list."
