@@ -89,7 +89,7 @@ def test_nodes_whose_inputs_have_other_bytes_are_told(nodes, monkeypatch):
 def test_a_node_that_does_not_come_is_named(nodes, monkeypatch):
     monkeypatch.setattr("tunestation.pipeline.run.run_child", here)
     first, second, _ = nodes(3)
-    errors = all_meet((*first, None, 1.0), (*second, None, 1.0))
+    errors = all_meet((*first, None, 3.0), (*second, None, 3.0))
     assert "node 2 did not come to 127.0.0.1:" in str(errors[0])
     assert "each with its own TUNE_NODE_RANK" in str(errors[0])
     assert "node 0 did not answer at 127.0.0.1:" in str(errors[1])
@@ -127,7 +127,7 @@ def test_a_node_that_was_restarted_while_it_waited_takes_its_own_place(nodes, mo
     first, second, third = nodes(3)
     with ThreadPoolExecutor() as pool:
         leader = pool.submit(meet, *first)
-        twice = [pool.submit(meet, *second, None, 2.0) for _ in range(2)]
+        twice = [pool.submit(meet, *second, None, 4.0) for _ in range(2)]
         last = pool.submit(meet, *third)
         assert {one.result().action for one in (leader, last)} == {"run"}
         assert [one.exception() for one in twice].count(None) >= 1

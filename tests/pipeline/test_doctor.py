@@ -1,4 +1,4 @@
-"""The doctor as a script or a container's entry point calls it."""
+"""The doctor as a script or a container's entry point calls it: it imports torch to ask it about the GPU."""
 
 import os
 import subprocess
