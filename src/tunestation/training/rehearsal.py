@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunestation.errors import TunestationError
+from tunestation.settings import local_rank
 from tunestation.training import memory
 from tunestation.training.fast.model import Fast
 from tunestation.training.loss import of_outputs
@@ -93,7 +94,7 @@ class Rehearsal(TrainerCallback):
                     self._loss([self.held_out], device)
         del held
         self.model.train(mode)
-        tried = self.folder / ".rehearsal"
+        tried = self.folder / f".rehearsal-{local_rank()}"  # each process of this machine saves and removes its own
         self.model.save_pretrained(tried, safe_serialization=True, save_embedding_layers=False)
         shutil.rmtree(tried)
 
