@@ -35,10 +35,11 @@ def refuse_quantised(folder: Path) -> None:
 def share_in_experts(folder: Path) -> float:
     """Share of the weights of the architecture in `folder` that are in parameters of three dimensions or more."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):  # not from_config: under ZeRO-3 that would share out weights that are none
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     sizes = [(weight.dim(), weight.numel()) for weight in model.parameters()]
     return sum(size for dimensions, size in sizes if dimensions > 2) / sum(size for _, size in sizes)
 

@@ -44,6 +44,7 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         },
         needs=("fetch", "prepare"),
         tools=TRAINING,
+        version=2,
         graceful=True,
         resumes=True,
         distributed=True,
