@@ -22,14 +22,15 @@ MERGED = "merged"
 def page(work: Work, port: int, base: bool, load: str | None, public: bool, terminal: bool) -> None:
     """Serve the chat page, or talk in the terminal, until it is stopped. The page loads an adapter apart from its base, to compare."""
     title = work.recipe.chat.title or work.recipe.name
-    job = {"action": "terminal" if terminal else "page", "title": f"{title} (untuned)" if base else title, "port": port, "public": public}
+    title = f"{title} (untuned)" if base else title
+    job = {"action": "terminal" if terminal else "page", "title": title, "port": _port(port), "public": public}
     usual = MERGED if terminal or not _adapter(work) else "16bit"
     _talk(work, weights(work, base, load or usual), job)
 
 
 def serve(work: Work, port: int, base: bool, load: str | None, public: bool) -> None:
     """Serve the API until it is stopped."""
-    _talk(work, weights(work, base, load or MERGED), {"action": "serve", "title": work.recipe.name, "port": port, "public": public})
+    _talk(work, weights(work, base, load or MERGED), {"action": "serve", "title": work.recipe.name, "port": _port(port), "public": public})
 
 
 def answers(work: Work, prompt: str, base: bool, load: str | None, as_json: bool) -> None:
@@ -59,6 +60,12 @@ def weights(work: Work, base: bool, load: str) -> Weights:
         precision="16bit" if load == MERGED else load,
         double_quant=work.recipe.train.base.double_quant,
     )
+
+
+def _port(port: int) -> int:
+    if not 0 < port < 65536:
+        raise InputError(f"there is no port {port}.", "--port", "Give one from 1 to 65535.")
+    return port
 
 
 def _result(work: Work, stage: str) -> Path:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from tunestation.errors import InputError
 from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.schema import Recipe
-from tunestation.talking import _prompts, weights
+from tunestation.talking import _prompts, page, serve, weights
 
 
 @pytest.fixture
@@ -73,3 +73,10 @@ def test_a_file_without_prompts_is_refused_by_name(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(InputError, match=r"prompts.txt: .*Give a UTF-8 file with one prompt a line"):
         _prompts(f"@{file}")
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_port_that_does_not_exist_is_told_before_anything_is_loaded(work, port):
+    for start in (lambda: serve(work, port, False, None, False), lambda: page(work, port, False, None, False, False)):
+        with pytest.raises(InputError, match=f"--port: there is no port {port}. Give one from 1 to 65535."):
+            start()
