@@ -42,7 +42,7 @@ def comparisons(found: Sequence[Comparison], lock: Path) -> str:
 def results(work: Work) -> str:
     """Metrics of all stages, sample answers before and after, and where the model is."""
     records = work.records()
-    metrics = [(name, f"{value:.4f}") for record in records.values() for name, value in record["metrics"].items()]
+    metrics = [(name, _figure(value)) for record in records.values() for name, value in record["metrics"].items()]
     lines = ["", table(metrics, ("measured", "value"))] if metrics else []
     if "train" in records:
         lines += ["", *_step(records["train"]["observed"])]
@@ -51,6 +51,11 @@ def results(work: Work) -> str:
         name = work.recipe.name
         lines += ["", f"The model: {work.folder('merge')}", f"Chat with it: invoke chat {name}    or: invoke ask {name} \"...\""]
     return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    """Four places, or the two leading digits of what those would hide."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.0001 else f"{value:.1e}"
 
 
 def _step(observed: dict) -> list[str]:

@@ -21,3 +21,9 @@ def test_warnings_of_all_stages_stand_in_one_table():
 
 def test_without_warnings_there_is_no_table():
     assert closing.warnings(work(prepare=[], train=[])) == ""
+
+
+def test_a_small_figure_is_not_shown_as_none():
+    record = {"metrics": {"merged_kl": 4.7e-06, "loss": 0.283, "untrained": 0.0}}
+    said = closing.results(SimpleNamespace(records=lambda: {"evaluate": record}))
+    assert [line.split() for line in said.splitlines()[3:]] == [["merged_kl", "4.7e-06"], ["loss", "0.2830"], ["untrained", "0.0000"]]

@@ -114,7 +114,7 @@ def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -
         quantise_base(model, models.device())
     if reason is None:
         return Fast.over(model), None
-    print(f"  transformers' own step is taken, not the fast one: {reason}", flush=True)
+    print(f"  step: transformers' own, since {reason}", flush=True)
     if machine["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return None, reason
