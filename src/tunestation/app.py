@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunestation import closing, listing
+from tunestation import closing, listing, talking
 from tunestation.doctor import storage
 from tunestation.errors import InputError, ReproductionDiffers
 from tunestation.pipeline import lock as locks
@@ -77,6 +77,8 @@ def reproduce(
         return
     if update_lock and until:
         raise InputError("a lock holds the whole recipe.", "--update-lock", "Leave --until out.")
+    if then_chat:
+        talking.valid_port(port)
     work = pin(work)
     stages = work.until(until)
     done = _run(work, stages, [stage.name for stage in stages] if force else [])
@@ -160,27 +162,21 @@ def chat(
     terminal: bool = False,
 ) -> None:
     """Open the chat page of a finished recipe, or talk in the terminal, and wait until it is stopped."""
-    from tunestation.talking import page
-
-    page(open_recipe(name, assignments), port, base, load, public, terminal)
+    talking.page(open_recipe(name, assignments), port, base, load, public, terminal)
 
 
 def serve(
     name: str, port: int = 8000, assignments: Sequence[str] = (), base: bool = False, load: str | None = None, public: bool = False
 ) -> None:
     """Serve the OpenAI-compatible API of a finished recipe and wait until it is stopped."""
-    from tunestation.talking import serve
-
-    serve(open_recipe(name, assignments), port, base, load, public)
+    talking.serve(open_recipe(name, assignments), port, base, load, public)
 
 
 def ask(
     name: str, prompt: str, base: bool = False, assignments: Sequence[str] = (), load: str | None = None, as_json: bool = False
 ) -> None:
     """Print the model's answer to `prompt`, or to each line of the file in `@file`."""
-    from tunestation.talking import answers
-
-    answers(open_recipe(name, assignments), prompt, base, load, as_json)
+    talking.answers(open_recipe(name, assignments), prompt, base, load, as_json)
 
 
 def sync(name: str, source: str = "", to: str = "", every: int = 0) -> None:

@@ -23,14 +23,15 @@ def page(work: Work, port: int, base: bool, load: str | None, public: bool, term
     """Serve the chat page, or talk in the terminal, until it is stopped. The page loads an adapter apart from its base, to compare."""
     title = work.recipe.chat.title or work.recipe.name
     title = f"{title} (untuned)" if base else title
-    job = {"action": "terminal" if terminal else "page", "title": title, "port": _port(port), "public": public}
+    job = {"action": "terminal" if terminal else "page", "title": title, "port": valid_port(port), "public": public}
     usual = MERGED if terminal or not _adapter(work) else "16bit"
     _talk(work, weights(work, base, load or usual), job)
 
 
 def serve(work: Work, port: int, base: bool, load: str | None, public: bool) -> None:
     """Serve the API until it is stopped."""
-    _talk(work, weights(work, base, load or MERGED), {"action": "serve", "title": work.recipe.name, "port": _port(port), "public": public})
+    job = {"action": "serve", "title": work.recipe.name, "port": valid_port(port), "public": public}
+    _talk(work, weights(work, base, load or MERGED), job)
 
 
 def answers(work: Work, prompt: str, base: bool, load: str | None, as_json: bool) -> None:
@@ -62,7 +63,8 @@ def weights(work: Work, base: bool, load: str) -> Weights:
     )
 
 
-def _port(port: int) -> int:
+def valid_port(port: int) -> int:
+    """`port`, if there is such a one. Raises InputError otherwise."""
     if not 0 < port < 65536:
         raise InputError(f"there is no port {port}.", "--port", "Give one from 1 to 65535.")
     return port

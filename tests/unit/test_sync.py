@@ -243,6 +243,7 @@ def test_the_task_brings_a_recipes_runs_here_and_takes_them_elsewhere(recipe, ca
         ("a", "b", "give one of --source and --to"),
         ("", "host:/runs", "over SSH results can only be fetched"),
         ("nonsense://x", "", "this place cannot be used: Protocol not known: nonsense"),
+        ("/no/such/folder", "", "/no/such/folder: there is no such folder. Give the runs folder"),
     ],
 )
 def test_places_that_cannot_be_used_are_told(recipe, source, to, says):

@@ -108,3 +108,8 @@ def test_a_plan_needs_neither_a_gpu_nor_anything_fetched(invoke):
     code, out, _ = invoke("plan", "small", "--gpu", "rtx4090")
     assert code == 0
     assert "1 x rtx4090" in out and "activations and gradients" in out
+
+
+def test_a_port_for_the_page_that_does_not_exist_is_told_before_anything_runs(invoke):
+    said = "--port: there is no port 99999. Give one from 1 to 65535.\n"
+    assert invoke("reproduce", "small", "--chat", "--port", "99999") == (2, "", said)

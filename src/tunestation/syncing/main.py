@@ -48,7 +48,12 @@ def _once(here: Path, share: str, source: str, to: str) -> Iterator[str]:
     if OVER_SSH.match(source):
         return pull(f"{source.rstrip('/')}/{share}", here)
     mine = Tree(LocalFileSystem(), str(here))
-    return bring(_tree(source, share), mine) if source else bring(mine, _tree(to, share))
+    if not source:
+        return bring(mine, _tree(to, share))
+    far = _tree(source, share)
+    if isinstance(far.fs, LocalFileSystem) and not Path(far.root.removesuffix(f"/{share}")).is_dir():
+        raise InputError("there is no such folder.", source, "Give the runs folder (TUNE_RUNS) of the other machine.")
+    return bring(far, mine)
 
 
 def _tree(url: str, share: str) -> Tree:
