@@ -23,6 +23,8 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
 from tunestation.models.native.convert import convert
 from tunestation.models.shards import Planned, write_shards
 
