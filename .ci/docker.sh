@@ -25,7 +25,8 @@ if ! /usr/bin/docker compose version >/dev/null 2>&1; then
     if [ "$(. /etc/os-release && echo "$VERSION_CODENAME")" = bookworm ]; then
         # Compose v2 came with Debian 13; from there this package alone is taken
         from=/trixie
-        archive=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(. /etc/os-release && echo "$VERSION_CODENAME")" 'Component: main' | sort -u | head -1)
+        # shellcheck disable=SC2016 # apt fills in the address that this machine takes Debian 12 from
+        archive=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Component: main' | sort -u | head -1)
         cat >/etc/apt/sources.list.d/trixie.sources <<SOURCE
 Types: deb
 URIs: $archive
