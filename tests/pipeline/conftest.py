@@ -26,6 +26,12 @@ def pair(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def endless_pair(tmp_path_factory):
+    """Weights whose answers end only when they are cut, so that there is time to stop them."""
+    return make_pair(tmp_path_factory.mktemp("endless"), context=8192, endless=True)
+
+
+@pytest.fixture(scope="session")
 def engine(pair):
     """It answers for every test of this process; none may leave it broken."""
     engine = Engine(pair)

@@ -54,11 +54,9 @@ def client(served):
 
 
 @pytest.fixture(scope="module")
-def endless(tmp_path_factory):
+def endless(endless_pair):
     """An engine whose answers end only when they are cut: two at a time, one may wait."""
-    from chatting import make_pair
-
-    engine = Engine(make_pair(tmp_path_factory.mktemp("endless"), context=8192, endless=True), parallel=2, waiting=1)
+    engine = Engine(endless_pair, parallel=2, waiting=1)
     served = Served(engine)
     served.engine = engine
     yield served

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from chatting import expected, make_pair, start_server
+from chatting import expected, start_server
 from playwright.sync_api import expect, sync_playwright
 
 from tunestation.chat.engine import Engine
@@ -21,24 +21,18 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {
 
 
 @pytest.fixture(scope="module")
-def endless(tmp_path_factory):
-    """A tiny model whose answers end only when they are cut, so that there is time to press stop."""
-    return make_pair(tmp_path_factory.mktemp("endless"), context=8192, endless=True)
-
-
-@pytest.fixture(scope="module")
-def alone(endless):
-    """The same, asked without a page."""
-    engine = Engine(endless)
+def alone(endless_pair):
+    """The model of the page, asked without a page."""
+    engine = Engine(endless_pair)
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def server(endless, tmp_path_factory):
+def server(endless_pair, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     generation = {"temperature": 0.0, "max_new_tokens": 4000}
-    chat = start_server(folder, weights=endless, examples=[EXAMPLE, "How do I ask for a raise?"], generation=generation)
+    chat = start_server(folder, weights=endless_pair, examples=[EXAMPLE, "How do I ask for a raise?"], generation=generation)
     chat.folder = folder
     yield chat
     assert chat.end() == 0
@@ -325,8 +319,18 @@ def test_the_page_speaks_chinese_to_a_chinese_browser_and_either_language_on_dem
     context.close()
 
 
-def test_a_public_page_lets_in_who_knows_the_password_alone(chromium, endless, tmp_path):
-    server = start_server(tmp_path, weights=endless, public=True, environment={"TUNE_PASSWORD": "correct horse"})
+def test_a_changed_setting_stays_when_the_language_changes(window):
+    shorten_answers(window, 5)
+    window.locator(".toggle-button").first.click()
+    window.get_by_label("中文").check()
+    expect(window.locator("#box textarea")).to_have_attribute("placeholder", "输入消息，按回车发送")
+    send(window, "Hi")
+    finished(window)
+    expect(window.locator(".status").last).to_contain_text("5 ")
+
+
+def test_a_public_page_lets_in_who_knows_the_password_alone(chromium, endless_pair, tmp_path):
+    server = start_server(tmp_path, weights=endless_pair, public=True, environment={"TUNE_PASSWORD": "correct horse"})
     context = chromium.new_context(locale="en-US")
     window = context.new_page()
     window.goto(server.url)

@@ -173,12 +173,13 @@ def test_a_conversation_in_the_terminal_with_all_its_commands(pair, terminal, tm
     assert talk.complained() == ""
 
 
-def test_control_c_in_the_terminal_stops_the_answer_and_not_the_conversation(pair, terminal):
-    talk = terminal(pair, generation={"temperature": 1.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 480})
+def test_control_c_in_the_terminal_stops_the_answer_and_not_the_conversation(endless_pair, terminal):
+    talk = terminal(endless_pair, generation={"temperature": 0.0, "max_new_tokens": 7000})
     talk.say("Hi")
-    talk.until("> ")
-    time.sleep(0.3)
+    while not talk.until("> ").partition("> ")[2]:
+        time.sleep(0.05)
     os.kill(talk.process.pid, signal.SIGINT)
+    talk.until("(stopped)")
     talk.say("/help")
     talk.until("/help names the commands")
     talk.until("/save FILE")

@@ -109,14 +109,18 @@ class Handlers:
         at = Context.of(values)
         return {self.parts.base_column: gr.Column(visible=at.compare), **self._shown(at)}
 
-    def load(self, request: gr.Request, kept: dict | None, compare: bool) -> Changes:
-        """A window was opened: its language, and the conversation that this browser saw last. Until then its box is closed."""
-        kept = kept or new_browser()
+    def greet(self, request: gr.Request) -> Changes:
+        """A window was opened: the page speaks the language of its browser."""
         language = preferred(request.headers.get("accept-language", ""))
+        return self.translate(language) | {self.parts.language: language}
+
+    def load(self, kept: dict | None, compare: bool, language: str) -> Changes:
+        """Show the conversation that this browser saw last. Until then the box is closed; nothing changes the settings by itself after it."""
+        kept = kept or new_browser()
         talk = self._shelf.get(kept["browser"], kept["talk"])
         if not talk.turns:
             talk.system = self._system
-        return self._opened(Context(talk, kept, compare, language, talk.system, ())) | {self.parts.language: language}
+        return self._opened(Context(talk, kept, compare, language, talk.system, ()))
 
     def translate(self, language: str) -> Changes:
         """Every text of the page in `language`."""

@@ -200,6 +200,6 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
         on(button.click, partial(handlers.vote, better))
     on(parts.export.click, handlers.export).then(None, parts.rows, None, js=_DOWNLOAD)
     parts.language.input(handlers.translate, parts.language, every, show_progress="hidden", api_visibility="private")
-    opened = page.load(handlers.load, [parts.kept, parts.compare], every, show_progress="hidden", api_visibility="private")
-    opened.then(handlers.translate, parts.language, every, show_progress="hidden", api_visibility="private")
+    opened = page.load(handlers.greet, None, every, show_progress="hidden", api_visibility="private")
+    opened.then(handlers.load, [parts.kept, parts.compare, parts.language], every, show_progress="hidden", api_visibility="private")
     page.unload(handlers.stop)
