@@ -205,7 +205,7 @@ def import_xtuner(path: str, model: str, name: str = "", alpha: float | None = N
 def plan_recipe(name: str, card: str = "", gpus: int = 1, price: str = "", assignments: Sequence[str] = ()) -> None:
     """Say what training would need and take on `gpus` of `card` (all known cards if empty), at `price` for a GPU's hour."""
     from tunestation.planning import told
-    from tunestation.training.pace import CARDS
+    from tunestation.training.cards import CARDS
 
     if card and card not in CARDS:
         raise InputError(f"'{card}' is no card with known rates.", "--gpu", f"Choose from: {', '.join(CARDS)}.")

@@ -10,7 +10,7 @@ from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.files import read_json
 from tunestation.pipeline.volumes import PACKAGE
 from tunestation.report import duration, table
-from tunestation.training import memory, pace
+from tunestation.training import cards, memory, pace
 from tunestation.training.memory import GIB
 from tunestation.training.order import draw
 from tunestation.training.zero import accumulation_steps
@@ -25,7 +25,7 @@ CHECKPOINT_BYTES = 14
 class Plan:
     """What training would do on `gpus` cards of one kind."""
 
-    card: pace.Card
+    card: cards.Card
     gpus: int
     parts: dict[str, int]
     """Bytes of memory, by what takes them."""
@@ -79,13 +79,13 @@ def plans(work: Work, names: list[str], gpus: int) -> list[Plan]:
         raise InputError("plans are made for adapters (qlora, lora), and train.method is 'full'.", str(work.path))
     if gpus < 1:
         raise InputError(f"{gpus} is no count of GPUs.", "--gpus", "Give 1 or more.")
-    found = [plan for name in names or pace.CARDS if (plan := _plan(work, pace.CARDS[name], gpus))]
+    found = [plan for name in names or cards.CARDS if (plan := _plan(work, cards.CARDS[name], gpus))]
     if not found:
         raise InputError(f"{names[0]} has no products of 8-bit floats.", "--gpu", "Set train.base.type to nf4, or name another card.")
     return found if names else sorted(found, key=lambda plan: (not plan.fits, plan.card.memory, -plan.card.rate))
 
 
-def _plan(work: Work, card: pace.Card, gpus: int) -> Plan | None:
+def _plan(work: Work, card: cards.Card, gpus: int) -> Plan | None:
     recipe, shape = work.recipe, shape_of(work)
     train, runtime = recipe.train, recipe.runtime
     base = train.base.type if train.method == "qlora" else "bf16"

@@ -10,7 +10,7 @@ from recipes_for_tests import Bench
 from tunestation.errors import InputError
 from tunestation.planning import plans, shape_of, told
 from tunestation.settings import PROJECT
-from tunestation.training import memory, pace
+from tunestation.training import cards, memory, pace
 
 SHAPES = {
     "internlm2-7b": memory.Shape(4096, 14336, 32, 32, 8, 128, 92544, False, 64),
@@ -20,10 +20,10 @@ GIB = 2**30
 
 
 def measured():
-    """Rows of our own stack in the committed results of training steps."""
-    for path in sorted((PROJECT / "bench" / "results").glob("*-h200-step*.json")):
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            if row["stack"] == "tunestation":
+    """Rows of our own fast step in all committed results of GPUs: every row that tells what was kept in memory."""
+    for path in sorted((PROJECT / "bench" / "results").glob("*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8")).get("rows", []):
+            if "kept" in row and "peak_gib" in row:
                 label = f"{path.stem}/{row['case']}{'+zero' if row['deepspeed'] else ''}"
                 yield pytest.param(row, id=label)
 
@@ -44,12 +44,14 @@ def test_memory_is_planned_within_8_percent_and_time_within_20(row):
     optimizer = {"paged": "paged_adamw_32bit"}.get(row["optimizer"], "adamw")
     parts = memory.components(shape, choice, tokens, row["base"], memory.learned_bytes(optimizer, row["deepspeed"]))
     assert sum(parts.values()) / GIB == pytest.approx(row["peak_gib"], rel=0.08)
-    if row.get("host_bound"):
-        return  # no arithmetic knows how busy a machine's processor is
-    card, documents = pace.CARDS["h200"], row["documents"]
+    card, documents = cards.CARDS["h200"], row["documents"]
     labelled, span = (tokens // 2, 330) if documents else (tokens, row["length"])
     seconds = pace.micro_batch(shape, card, choice, tokens, labelled, span, row["base"], row["dropout"] > 0)
-    assert tokens / (seconds + pace.optimizer_step(shape, card)) == pytest.approx(row["tokens_per_second"], rel=0.2)
+    planned = tokens / (seconds + pace.optimizer_step(shape, card))
+    if row.get("host_bound"):  # no arithmetic knows how slow a machine's processor is: the plan is what the card would do
+        assert planned > row["tokens_per_second"]
+    else:
+        assert planned == pytest.approx(row["tokens_per_second"], rel=0.2)
 
 
 @pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 48, 80, 141])
@@ -78,7 +80,7 @@ MEMORY_SHORT = ("train:", "train:\n  max_tokens: 8192")
 
 def test_every_known_card_is_told_the_smallest_that_suffices_first(bench):
     found = plans(bench.open(HUB, MEMORY_SHORT), [], 1)
-    assert {plan.card.name for plan in found} == set(pace.CARDS)
+    assert {plan.card.name for plan in found} == set(cards.CARDS)
     sizes = [plan.card.memory for plan in found if plan.fits]
     assert sizes == sorted(sizes)
     assert all(plan.needed <= plan.card.memory for plan in found if plan.fits)
@@ -120,8 +122,3 @@ def test_a_card_or_a_count_that_cannot_be_is_told(bench):
         plans(bench.open(HUB), ["h200"], 0)
 
 
-def test_cards_are_found_by_what_they_call_themselves():
-    assert pace.card_named("NVIDIA GeForce RTX 4090", 23.6).name == "rtx4090"
-    assert pace.card_named("NVIDIA A100-SXM4-80GB", 79.2).name == "a100-80"
-    assert pace.card_named("NVIDIA H200", 139.8).name == "h200"
-    assert pace.card_named("NVIDIA GeForce GTX 980", 4) is None

@@ -16,7 +16,7 @@ from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import nodes_training, world_size
-from tunestation.training import checkpoints, memory, pace, zero
+from tunestation.training import cards, checkpoints, memory, pace, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, lay, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
@@ -124,7 +124,7 @@ def _planned(params: dict, job: Job, fast: Fast, rows: object, accumulation: int
     """What a plan says of the choice that was made, on this card; empty if its rates are not known."""
     settings, machine = params["settings"], job.machine
     total = torch.cuda.mem_get_info()[1] / memory.GIB
-    card = pace.card_named(torch.cuda.get_device_name(), total)
+    card = cards.named(torch.cuda.get_device_name(), total)
     base = settings["base"]["type"] if settings["method"] == "qlora" else "bf16"
     if card is None or (base == "fp8" and not card.rate_8):
         return {}

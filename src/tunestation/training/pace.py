@@ -1,13 +1,12 @@
 """How long a training step of the fast kind takes: arithmetic alone, for `invoke plan`. No torch here.
 
 Work is counted exactly, in operations and bytes. What a card makes of it is measured: on an H200 (bench/results), and carried over to
-other cards in proportion to their datasheets.
+other cards (`cards`) in proportion to their datasheets.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from tunestation.training.cards import Card
 from tunestation.training.memory import HALF, Choice, Shape
 
 PRODUCTS, PRODUCTS_8, ATTENTION, TRAFFIC, DEQUANTISED = 0.70, 0.66, 0.37, 0.68, 0.60
@@ -16,42 +15,6 @@ ADAMW, OPTIMIZER = 28, 0.012
 """Bytes that AdamW moves for a weight; seconds that a step's end takes besides, in DeepSpeed and in waiting for it."""
 LAUNCHES = 0.0045
 """Seconds in which a processor gives a GPU the work of one layer, there and back: a floor that small micro-batches meet."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU as its datasheet tells: memory in GiB, dense matrix rates in TFLOP/s with fp32 sums, memory bandwidth in GB/s."""
-
-    name: str
-    memory: float
-    rate: float
-    rate_8: float | None
-    """None where 8-bit products need another card."""
-    bandwidth: float
-
-
-CARDS = {
-    card.name: card
-    for card in (
-        Card("t4", 15, 65, None, 320),
-        Card("rtx3090", 24, 71, None, 936),
-        Card("rtx4090", 24, 165, 330, 1008),
-        Card("l4", 22.5, 60, 121, 300),
-        Card("rtx5090", 32, 210, 419, 1792),
-        Card("a100-40", 40, 312, None, 1555),
-        Card("l40s", 45, 181, 362, 864),
-        Card("a100-80", 80, 312, None, 2039),
-        Card("h100", 80, 989, 1979, 3350),
-        Card("h200", 139.8, 989, 1979, 4800),
-    )
-}
-
-
-def card_named(device: str, gib: float) -> Card | None:
-    """The card that calls itself `device` (as `NVIDIA A100-SXM4-80GB`) and has `gib` of memory; None if its rates are not known."""
-    flat = device.lower().replace(" ", "")
-    same = [card for name, card in CARDS.items() if name.partition("-")[0] in flat]
-    return min(same, key=lambda card: abs(card.memory - gib), default=None)
 
 
 def operations(shape: Shape, span: float) -> dict[str, float]:
