@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from tunestation.errors import InputError
 from tunestation.models.folder import INDEX
+from tunestation.models.output import write_file
 from tunestation.pipeline.digest import file_digest
 from tunestation.pipeline.files import read_json, write_json
 
@@ -194,22 +194,24 @@ def _write_shard(shard: list[Planned], path: Path, release: Callable[[], None], 
     if path.is_file():
         return file_digest(path) if hashed else ""
     ordered = sorted(shard, key=lambda tensor: -tensor.meta.itemsize)  # wide dtypes first, so that each lies aligned
-    part, digest, read = path.with_name(path.name + ".part"), sha256(), 0
-    with part.open("wb") as file, ThreadPoolExecutor(1) as hasher:
-        for block in _blocks(ordered):
-            digested = hasher.submit(digest.update, block) if hashed else None
-            file.write(block)
-            if digested:
-                digested.result()
-            if (read := read + len(block)) >= BLOCK:
-                release()
-                read = 0
-    release()
+    part = path.with_name(path.name + ".part")
+    digest = write_file(part, _released(_content(ordered), release), hashed)
     part.rename(path)
-    return digest.hexdigest() if hashed else ""
+    return digest
 
 
-def _blocks(tensors: list[Planned]) -> Iterator[memoryview | bytes]:
+def _released(content: Iterator[torch.Tensor], release: Callable[[], None]) -> Iterator[torch.Tensor]:
+    """`content`, where what was read for it is forgotten now and then."""
+    read = 0
+    for tensor in content:
+        yield tensor
+        if (read := read + len(tensor)) >= BLOCK:
+            release()
+            read = 0
+    release()
+
+
+def _content(tensors: list[Planned]) -> Iterator[torch.Tensor]:
     """The bytes of a safetensors file, a piece at a time."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
@@ -217,20 +219,19 @@ def _blocks(tensors: list[Planned]) -> Iterator[memoryview | bytes]:
         header[tensor.name] = {"dtype": NAMES[tensor.meta.dtype], "shape": list(tensor.meta.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
     for tensor in tensors:
-        yield from _blocks_of(tensor)
+        yield from _bytes_of(tensor)
 
 
-def _blocks_of(planned: Planned) -> Iterator[memoryview]:
+def _bytes_of(planned: Planned) -> Iterator[torch.Tensor]:
     size = 0
     for piece in made_ahead(planned.pieces()) if planned.pieces else [planned.load()]:
         if (piece.shape[1:], piece.dtype) != (planned.meta.shape[1:], planned.meta.dtype):
             raise ValueError(f"{planned.name}: {piece.dtype} {list(piece.shape)} is not {planned.meta.dtype} {list(planned.meta.shape)}")
-        content = memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy())
+        content = piece.contiguous().reshape(-1).view(torch.uint8)
         size += len(content)
-        for start in range(0, len(content), BLOCK):
-            yield content[start : start + BLOCK]
+        yield from content.split(BLOCK)
     if size != planned.meta.nbytes:
         raise ValueError(f"{planned.name}: {size} bytes were made for {planned.meta.dtype} {list(planned.meta.shape)}")
 
