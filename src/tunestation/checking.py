@@ -114,6 +114,17 @@ def _template(work: Work) -> Iterator[Problem]:
     name, known = work.recipe.template, ["auto", *TEMPLATES]
     if name not in known and not name.endswith(TEMPLATE_FILE):
         yield _problem(work, ("template",), f"'{name}' is not known.", suggestion(name, known))
+    if work.inputs.template_text is not None:
+        yield from _template_file(work.inputs.template_text, str(work.path.parent / name))
+
+
+def _template_file(jinja: str, file: str) -> Iterator[Problem]:
+    from tunestation.data.rendering import check_compiles
+
+    try:
+        check_compiles(jinja, file)
+    except InputError as error:
+        yield from error.problems
 
 
 def _generators(work: Work) -> Iterator[Problem]:

@@ -298,7 +298,7 @@ def test_a_template_that_refuses_rows_names_them(bench):
     )
     (trained / "tokenizer").rename(bench.root / "models/picky")
     words = bench.error(rows | {"system": "S"}, model="models:picky", template="auto")
-    refused = "the chat template (the model's or your own) refuses this conversation: system texts are not known."
+    refused = "the chat template (the model's or your own) refuses this conversation: system texts are not known (line 1 of it)."
     assert f"nothing is left to train on, all 3 rows were dropped (3 rows: {refused}" in words
     assert f"n.jsonl:1: {refused} Change the row, or name another template." in words
 

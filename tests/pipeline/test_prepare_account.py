@@ -95,9 +95,9 @@ def test_a_template_file_is_used_and_one_that_fails_is_told(bench):
     written = load_tokenizer(output / "tokenizer", "t").decode(load_from_disk(str(output / "train"))[0]["input_ids"])
     assert "<|im_start|>user: What comes after 0?<|im_end|><|im_start|>assistant: It is 1, one.<|im_end|>" in written
     for text, words in (
-        ("{% for m in messages %}{{ m['content'] ", "unexpected end of template"),
-        ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{% for m in messages %}\n{{ m['content'] ", "own.jinja:2: is no Jinja template: unexpected end of template"),
+        ("\n{{ messages[0]['content'] + 1 }}", 'can only concatenate str (not "int") to str (line 2 of it). Mend the template'),
         ("{{ messages[0]['content'] }}", "template 'own.jinja' ends an answer with 'Hi'"),
     ):
         told = bench.error(rows, template="own.jinja", template_text=text)
-        assert words in told and "own.jinja" in told, told
+        assert words in told and "own.jinja" in told and "n.jsonl" not in told, told

@@ -33,6 +33,19 @@ def test_an_unknown_template_is_told_with_the_nearest_one(bench):
     assert told.startswith("small.yaml:10: template 'nothing-like-it' is not known. Choose from: auto, chatml, ")
 
 
+def test_a_template_file_that_does_not_compile_is_told_with_its_line(bench):
+    for text, told in (
+        ("{{ bos_token }}\n{% for m in messages %}\n{{ m['content'] ", "own.jinja:3: is no Jinja template: unexpected end of template"),
+        ("{{ bos_token }}\n{{ messages | shout }}", "own.jinja:2: is no Jinja template: No filter named 'shout'. Mend this line."),
+    ):
+        (bench.recipes / "own.jinja").write_text(text, encoding="utf-8")
+        (found,) = problems(bench.open(("chatml", "own.jinja")))
+        assert found.startswith(told)
+    tags = "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}{% endfor %}"  # what transformers adds
+    (bench.recipes / "own.jinja").write_text(tags, encoding="utf-8")
+    check_data(bench.open(("chatml", "own.jinja")))
+
+
 def test_an_unknown_generator_is_told_with_the_nearest_one(bench):
     checks = "evaluate:\n  checks:\n    - {name: c, source: {kind: generator, name: nothing-like-it}}"
     work = bench.open(("{kind: files, paths: [rows.jsonl]}", "{kind: generator, name: starter-word, count: 3}"), ("evaluate:", checks))

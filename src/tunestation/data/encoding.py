@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tunestation.data.control import control_tokens, encode_marked, marked
 from tunestation.data.formats import Message
-from tunestation.data.rendering import Cut, Rendered, label
+from tunestation.data.rendering import Cut, Rendered, label, remedy
 from tunestation.data.templates import BY_JINJA
 from tunestation.data.templates.turns import Misplaced
 from tunestation.errors import InputError
@@ -125,7 +125,7 @@ class Encoder:
             contents = ((turn["role"], turn["content"]) for turn in turns)
             return self.turns.pieces(contents, self.tokenizer.bos_token or "", self.tokenizer.eos_token)
         except Misplaced as error:
-            raise InputError(f"{label(self.tokenizer)} {error}.", where, "Change the row, or name another template.") from None
+            raise InputError(f"{label(self.tokenizer)} {error}.", where, remedy(where)) from None
 
     def _labelled(self, found: Sequence[Cut], messages: Sequence[Message], told: bool) -> list[Piece]:
         last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=-1)

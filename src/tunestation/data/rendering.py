@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,22 @@ def label(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"the chat template ({known.name})" if known else "the chat template (the model's or your own)"
 
 
+def check_compiles(jinja: str, file: str) -> None:
+    """Raises InputError, placed at the line of `file`, if its text `jinja` is no template."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        _compile_jinja_template(jinja)  # with the tags and filters that it will have when it is rendered
+    except TemplateSyntaxError as error:
+        raise InputError(f"is no Jinja template: {error.message.rstrip('.')}.", f"{file}:{error.lineno}", "Mend this line.") from None
+
+
+def remedy(where: str) -> str:
+    """What to do where a template refuses the conversation at `where`, which is empty unless it is a row of the data."""
+    return "Change the row, or name another template." if where else "Mend the template, or name another one."
+
+
 def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict], prompt: bool, where: str = "", tools: Sequence[dict] = ()) -> str:
     """The turns as the chat template writes them; with `prompt`, up to where the next answer begins.
 
@@ -29,9 +46,15 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict], prompt: bo
     try:
         return tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # a template is a program of its own: what it calls may raise anything
-        remedy = "Change the row, or name another template."
-        line = f" (line {error.lineno} of it)" if hasattr(error, "lineno") else ""
-        raise InputError(f"{label(tokenizer)} refuses this conversation: {error}{line}.", where, remedy) from None
+        what = f"{label(tokenizer)} refuses this conversation: {error}{_line_of(error)}."
+        raise InputError(what, where, remedy(where)) from None
+
+
+def _line_of(error: Exception) -> str:
+    """The line of the template that raised it, in words: Jinja calls a template without a file by one of these names."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename in ("<template>", "<unknown>")]
+    return f" (line {lines[-1]} of it)" if lines else ""
 
 
 class Rendered:

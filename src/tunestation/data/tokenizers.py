@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunestation.data.encoding import encode
 from tunestation.data.formats import Message
 from tunestation.data.probe import PROBES
-from tunestation.data.rendering import render
+from tunestation.data.rendering import check_compiles, render
 from tunestation.data.templates import BY_JINJA, TEMPLATES
 from tunestation.errors import InputError
 from tunestation.models.folder import TOKENIZERS
@@ -78,11 +80,23 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str, folder: Path | N
     an answer there is the eos_token or another stop token of the model `folder`. Raises InputError if there is no such
     template, it fails, ends no answer with a stop token, or encodes otherwise as a whole than turn by turn.
     """
+    if jinja:
+        check_compiles(jinja, name)
     tokenizer.chat_template = jinja or tokenizer.chat_template
-    tokenizer.eos_token = _own_stop(tokenizer, folder, name) if jinja or name == "auto" else _named(tokenizer, name)
-    pad(tokenizer)
-    if not BY_JINJA.get(tokenizer.chat_template):
-        _agree(tokenizer, name)
+    with _placed(f"template '{name}'"):
+        tokenizer.eos_token = _own_stop(tokenizer, folder, name) if jinja or name == "auto" else _named(tokenizer, name)
+        pad(tokenizer)
+        if not BY_JINJA.get(tokenizer.chat_template):
+            _agree(tokenizer, name)
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """What is tried here is an example of ours: where it fails, the template is at fault and no row."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(problems=[replace(problem, where=problem.where or where) for problem in error.problems]) from None
 
 
 def pad(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -110,7 +124,7 @@ def _own_stop(tokenizer: PreTrainedTokenizerBase, folder: Path | None, name: str
     if tokenizer.chat_template is None:
         remedy = f"Name a built-in one: {', '.join(TEMPLATES)}."
         raise InputError("template 'auto' is the tokenizer's own chat template, but it has none.", "template", remedy)
-    written = render(tokenizer, [message.turn() for message in EXAMPLE], prompt=False, where=f"template '{name}'").rstrip()
+    written = render(tokenizer, [message.turn() for message in EXAMPLE], prompt=False).rstrip()
     candidates = [tokenizer.eos_token, *_generation_stops(tokenizer, folder)]
     stop = next((token for token in candidates if token and written.endswith(token)), None)
     if stop is None:
