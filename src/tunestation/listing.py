@@ -13,7 +13,7 @@ from tunestation.pipeline import lock as locks
 from tunestation.pipeline.plan import Step
 from tunestation.recipe import loading
 from tunestation.recipe.schema import Recipe
-from tunestation.report import table
+from tunestation.report import fitted, table
 
 if TYPE_CHECKING:
     from tunestation.catalog.models import Model
@@ -25,7 +25,7 @@ def recipes(like: str) -> str:
     wanted = [row for row in rows if like.lower() in " ".join(row).lower()]
     if not wanted:
         return f"No recipe mentions '{like}'."
-    return table(wanted, ("recipe", "what it does", "model", "data", "last result"))
+    return fitted(wanted, ("recipe", "what it does", "model", "data", "last result"))
 
 
 def datasets(like: str) -> str:
@@ -37,25 +37,27 @@ def datasets(like: str) -> str:
     wanted = [row for row in rows if like.lower() in " ".join(row).lower()]
     if not wanted:
         return f"No data set mentions '{like}'."
-    return table(wanted, ("data set", "what it holds", "where", "format", "rows", "licence"))
+    return fitted(wanted, ("data set", "what it holds", "where", "format", "rows", "licence"))
 
 
 def models(like: str) -> str:
     """A table of the base models of the catalogue that mention `like`."""
     from tunestation.catalog.models import models as known
 
-    rows = [(repo, each.modelscope or "", *_described(each)) for repo, each in known().items()]
+    rows = [(repo, *_described(each), each.modelscope or "") for repo, each in known().items()]
     wanted = [row for row in rows if like.lower() in " ".join(row).lower()]
     if not wanted:
         return f"No model mentions '{like}'."
-    return table(wanted, ("model", "on ModelScope", "family", "how", "layers x hidden", "context", "template", "licence"))
+    return fitted(wanted, ("model", "what it is", "licence", "on ModelScope"))
 
 
-def _described(model: Model) -> tuple[str, ...]:
+def _described(model: Model) -> tuple[str, str]:
     shape = model.shape
     size = f"{shape.num_hidden_layers} x {shape.hidden_size}" if shape.hidden_size else ""
-    gated = ", gated" if model.gated else ""
-    return (shape.family, shape.standing, size, f"{model.context:,}" if model.context else "", model.template or "", model.licence + gated)
+    context = f"{model.context:,} tokens" if model.context else ""
+    template = f"template {model.template}" if model.template else ""
+    facts = (shape.family, shape.standing, size, context, template)
+    return ", ".join(fact for fact in facts if fact), model.licence + (", gated" if model.gated else "")
 
 
 def _row(path: Path) -> tuple[str, ...]:
@@ -82,12 +84,13 @@ def _source(source: object) -> str:
 
 
 def _last(path: Path) -> str:
-    """The metrics of the committed lock, or that there is none."""
+    """What the committed lock says of training and of the recipe's questions, or that there is none."""
     stages = locks.read(locks.path_of(path)).get("stages", {})
-    metrics = {name: wanted["value"] for entry in stages.values() for name, wanted in entry["metrics"].items()}
     if not stages:
         return "never been run"
-    return ", ".join(f"{name} {value:g}" for name, value in metrics.items() if not name.endswith("_base"))
+    entries = [stages[name] for name in ("evaluate", "train") if name in stages]
+    metrics = {name: wanted["value"] for entry in entries for name, wanted in entry["metrics"].items()}
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("_base"))
 
 
 def steps(planned: Sequence[Step]) -> str:

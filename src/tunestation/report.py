@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import time
 import unicodedata
 from collections.abc import Sequence
+from itertools import zip_longest
+
+MIN_COLUMN = 8
+"""Columns that a cell gets in the narrowest terminal."""
 
 
 def width(text: str) -> int:
@@ -25,6 +31,44 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
+def fitted(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """The same within the terminal's width, or 100 columns in a file or pipe: wide cells go on in the next line.
+
+    The first column stays whole: it names what is to be typed or copied.
+    """
+    first, *others = (max(map(width, column)) for column in zip(header, *rows, strict=True))
+    room = shutil.get_terminal_size(fallback=(100, 24)).columns - first - 2 * len(others)
+    sizes = [first, *_shares(others, room)]
+    lines: list[Sequence[str]] = []
+    for row in rows:
+        lines += zip_longest(*(wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)), fillvalue="")
+    return table(lines, header)
+
+
+def _shares(natural: Sequence[int], room: int) -> list[int]:
+    """Columns for each of several texts: what it would take, or for the widest ones equal parts of the room that others leave."""
+    left, sizes = room, {}
+    for place in sorted(range(len(natural)), key=natural.__getitem__):
+        sizes[place] = max(MIN_COLUMN, min(natural[place], left // (len(natural) - len(sizes))))
+        left -= sizes[place]
+    return [sizes[place] for place in range(len(natural))]
+
+
+def wrapped(text: str, size: int) -> list[str]:
+    """`text` in lines of at most `size` columns, cut between words, behind slashes and hyphens, or within what is longer than a line."""
+    lines = [""]
+    for piece in re.findall(r"\s*[^\s/-]*[/-]*", text):
+        if width(lines[-1] + piece) <= size:
+            lines[-1] += piece
+            continue
+        lines.append("")
+        for char in piece.lstrip():
+            if width(lines[-1] + char) > size:
+                lines.append("")
+            lines[-1] += char
+    return [line for line in lines if line] or [""]
+
+
 def duration(seconds: float) -> str:
     """`7.2 s`, `3 min 20 s`, `2 h 05 min`."""
     if round(seconds, 1) < 60:
@@ -38,17 +82,18 @@ class Progress:
 
     def __init__(self, total: int, every_seconds: float = 5.0):
         self.total = total
-        self.started = time.monotonic()
-        self.first: int | None = None
+        self.begin(0)
         self.live = sys.stdout.isatty()
         self.every = 0.1 if self.live else every_seconds
         self.shown = 0.0
 
+    def begin(self, done: int) -> None:
+        """From now on it goes on; `done` were done before, and say nothing of how long the rest will take."""
+        self.started, self.first = time.monotonic(), done
+
     def show(self, done: int, text: str) -> None:
         """Tell that `done` of `total` are done, unless that was told a moment ago."""
         now = time.monotonic()
-        if self.first is None:
-            self.first = done - 1
         if now - self.shown < self.every and done < self.total:
             return
         self.shown = now

@@ -73,10 +73,14 @@ def _in_words() -> Iterator[None]:
     """An error becomes its message and exit code."""
     try:
         yield
+        sys.stdout.flush()
     except errors.TunestationError as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
         _leave("Stopped.", 1)
+    except BrokenPipeError:  # as of `| head`: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        sys.exit(1)
 
 
 def tool(*arguments: str) -> None:

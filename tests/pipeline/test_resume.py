@@ -9,8 +9,10 @@ import psutil
 import pytest
 import torch
 from station import interrupt, last_checkpoint, recipe, record, sums, worker_of
+from transformers import TrainerState
 
 from tunestation.errors import TunestationError
+from tunestation.training.callbacks import Watch
 from tunestation.training.checkpoints import trusted_classes_only
 
 
@@ -81,6 +83,12 @@ def test_killed_while_saving_it_goes_on_from_the_last_complete_checkpoint(statio
     result = station.make("train", name=name)
     assert "going on from checkpoint-4" in (station.logs("train", name=name) / "said.txt").read_text()
     assert sums(result) == sums(trained)
+
+
+def test_the_time_that_is_left_is_reckoned_from_where_training_goes_on():
+    watch = Watch([10] * 100, 100)
+    watch.on_train_begin(None, TrainerState(global_step=90), None)
+    assert (watch.progress.first, watch.first_step) == (90, 90)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,15 @@ def invoke(tmp_path_factory):
         assert "Traceback" not in done.stdout + done.stderr
         return done.returncode, done.stdout.replace(f"{folder}/", ""), done.stderr.replace(f"{folder}/", "")
 
-    run.folder = folder
+    def unread(*words: str) -> tuple[int, str]:
+        reader, writer = os.pipe()
+        os.close(reader)
+        command, environment = [sys.executable, "-m", "invoke", *words], kept | places
+        done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        return done.returncode, done.stderr
+
+    run.folder, run.unread = folder, unread
     return run
 
 
@@ -82,7 +90,11 @@ def test_the_resolved_recipe_is_a_recipe(invoke, tmp_path):
 def test_the_list_of_recipes_can_be_searched(invoke):
     code, out, _ = invoke("recipes", "--like", "A SMALL")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["small"]
+    assert [line.split()[0] for line in out.splitlines()[2:] if not line.startswith(" ")] == ["small"]
+
+
+def test_a_list_whose_reader_has_had_enough_ends_without_a_word(invoke):
+    assert invoke.unread("recipes") == (1, "")
 
 
 def test_a_run_volume_that_takes_no_files_is_told_with_exit_code_1(invoke):

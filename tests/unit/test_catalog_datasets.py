@@ -56,7 +56,7 @@ def test_an_unknown_data_set_names_the_nearest():
 def test_data_sets_are_listed_and_searched(capsys):
     app.recipes(like="law-gpt", datasets=True)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["lawyer", "lawyer_reference"]
+    assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == ["lawyer", "lawyer_reference"]
     assert listing.datasets("no such thing") == "No data set mentions 'no such thing'."
 
 

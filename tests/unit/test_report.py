@@ -3,7 +3,7 @@
 import pytest
 
 from tunestation.errors import InputError, Interrupted, Problem, ReproductionDiffers, TunestationError, from_json
-from tunestation.report import Progress, duration, table, width
+from tunestation.report import Progress, duration, fitted, table, width, wrapped
 
 
 def test_columns_are_aligned_also_where_chinese_characters_take_two_places():
@@ -20,6 +20,28 @@ def test_a_table_without_header_or_rows():
 
 def test_cells_may_be_numbers_and_lines_have_no_blanks_at_their_ends():
     assert table([(1, "x"), (22, "")]) == "1   x\n22"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_a_fitted_table_keeps_to_the_terminals_width_and_loses_no_word(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    long = " ".join(f"word{n}" for n in range(40))
+    address = "https://example.org/" + "a" * 120
+    text = fitted([("one", long, address), ("two", "你" * 90, "x")], ("name", "what it says", "where"))
+    assert all(width(line) <= columns for line in text.splitlines())
+    assert max(map(width, text.splitlines())) > columns - 6
+    assert text.count("你") == 90 and all(f"word{n}" in text for n in range(40)) and text.count("a") >= 120
+    assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == ["name", "----", "one", "two"]
+
+
+def test_what_fits_is_not_wrapped(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert fitted([("a", "b c")], ("x", "y")) == table([("a", "b c")], ("x", "y"))
+    assert wrapped("", 8) == [""]
+    assert wrapped("a/b.c/file.txt", 8) == ["a/b.c/", "file.txt"]
+    assert wrapped("-a well-known --option", 8) == ["-a well-", "known --", "option"]
+    assert wrapped("eight and a half", 8) == ["eight", "and a", "half"]
+    assert wrapped("0123456789", 4) == ["0123", "4567", "89"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +78,15 @@ def test_progress_tells_no_more_than_now_and_then_but_always_the_end(capsys):
     for done in range(1, 1001):
         progress.show(done, "")
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/1000", "1000/1000"]
+
+
+def test_what_is_left_after_a_resume_is_reckoned_from_the_steps_done_since(capsys, monkeypatch):
+    clock = iter([0.0, 100.0, 120.0])  # made; training begins, after loading; ten steps later
+    monkeypatch.setattr("tunestation.report.time.monotonic", lambda: next(clock))
+    progress = Progress(110, every_seconds=0)
+    progress.begin(90)
+    progress.show(100, "loss 1.0")
+    assert capsys.readouterr().out.endswith("100/110  loss 1.0  20.0 s left\n")
 
 
 @pytest.mark.parametrize(("kind", "code"), [(TunestationError, 1), (Interrupted, 1), (InputError, 2), (ReproductionDiffers, 3)])

@@ -151,8 +151,8 @@ def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: O
     callbacks = [
         *_rehearsal(model, fast, collate, rows, held_out, settings, job),
         TensorBoardCallback(SummaryWriter(log_dir=str(job.output / "logs"))),
-        Watch(tokens, order.steps),
         Samples(answer, samples["every_steps"], job.output / "samples.json"),
+        Watch(tokens, order.steps),  # after the first answers, which are no part of the steps' time
         StopOnRequest(stop_file(job)),
         *([] if job.machine["zero_stage"] else [FreshOptimizer()]),
     ]
