@@ -165,6 +165,10 @@ def test_older_function_calls_become_tool_calls():
             {"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
             "messages[1].tool_calls[0].function.arguments is a list, not an obj",
         ),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}]},
+            "messages[1].tool_calls[0].function.arguments has the key 'a' twice in one object.",
+        ),
         ({"tool_calls": {"name": "f"}}, "messages[1].tool_calls is an object, not a list."),
         ({"content": "a", "weight": 0.5}, "messages[1].weight is 0.5."),
         ({"content": "a", "weight": 1, "loss": False}, "messages[1].loss and messages[1].weight say different things."),

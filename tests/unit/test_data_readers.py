@@ -5,7 +5,8 @@ import json
 import pytest
 from reading import needs_shared, problems, read_rows, shared, write
 
-from tunestation.data.problems import LIMIT
+from tunestation.data.problems import LIMIT, Problems
+from tunestation.data.readers import read_rows as stream_rows
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
@@ -75,6 +76,23 @@ def test_rows_that_are_no_objects_are_named(tmp_path):
         'x.json:[1]: the row is no object but "text".',
         "x.json:[2]: the row is no object but 3.",
     ]
+
+
+@pytest.mark.parametrize(("lines", "places"), [(True, ("2", "4", "5")), (False, ("[1]", "[3]", "[4]"))])
+def test_a_key_that_stands_twice_in_one_object_is_named_with_its_row_and_the_others_are_read(tmp_path, lines, places):
+    rows = ['{"a": 1, "b": {"a": 2}}', '{"a": 1, "b": 2, "a": 3}', '{"a": 1}', '{"m": [{"a": 1, "": 2, "": 3}]}', '{"a": 1, "a": 1}']
+    text = "\n".join(rows) if lines else f"[{', '.join(rows)}]"
+    found = Problems("x.json")
+    read = [row.values for row in stream_rows(write(tmp_path, "x.json", text), "x.json", found)]
+    assert read == [{"a": 1, "b": {"a": 2}}, {"a": 1}]
+    told = zip(places, ("a", "", "a"), strict=True)
+    assert [str(problem) for problem in found.told()] == [
+        f"x.json:{place}: the row has the key '{key}' twice in one object. Keep one of them." for place, key in told
+    ]
+
+
+def test_a_key_that_stands_twice_in_a_malformed_row_is_not_blamed_on_the_next(tmp_path):
+    assert len(problems(write(tmp_path, "x.jsonl", '{"a": {"b": 1, "b": 2}\n{"a": 1}'))) == 1
 
 
 def test_a_file_that_is_one_object_is_told_apart_from_lines(tmp_path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tunestation.data.formats.values import kind, objects, text
 from tunestation.data.readers.row import Row
+from tunestation.data.readers.strict_json import StrictDecoder
 from tunestation.errors import InputError
 
 
@@ -39,10 +39,13 @@ def _call(identity: Any, function: Any, name: str, where: str) -> dict[str, Any]
 
 
 def parsed(value: Any, name: str, where: str) -> Any:
-    """`value`, decoded if it is a JSON text. Raises InputError if the text is malformed."""
+    """`value`, decoded if it is a JSON text. Raises InputError if the text is malformed, or holds a key twice in one object."""
     if not isinstance(value, str):
         return value
+    decoder = StrictDecoder()
     try:
-        return json.loads(text(value, name, where))
+        found = decoder.decode(text(value, name, where))
     except (ValueError, RecursionError):
         raise InputError(f"{name} is a text that is no JSON: {value[:40]!r}.", where) from None
+    decoder.check(where, name)
+    return found

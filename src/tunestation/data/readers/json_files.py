@@ -10,8 +10,9 @@ from typing import Any
 
 from tunestation.data.problems import Problems
 from tunestation.data.readers.row import Row
+from tunestation.data.readers.strict_json import StrictDecoder
 from tunestation.data.readers.text import lines, not_text, open_text, undecodable
-from tunestation.errors import Problem
+from tunestation.errors import InputError, Problem
 from tunestation.recipe.data import ReadOptions
 
 CHUNK = 1 << 20
@@ -37,21 +38,21 @@ def _first_character(text: io.TextIOBase) -> str:
 
 
 def _line_rows(path: Path, name: str, options: ReadOptions, problems: Problems) -> Iterator[Row]:
-    count = 0
+    count, decoder = 0, StrictDecoder()
     for number, line in enumerate(lines(path, name, options, problems), start=1):
         if line.isspace():
             continue
         count += 1
         where = f"{name}:{number}"
         try:
-            value = json.loads(line)
+            value = decoder.decode(line)
         except (ValueError, RecursionError) as error:
             if count == 1 and _is_one_object(path, options):
                 problems.add(Problem("the file is one JSON object.", name, "Write an array of rows, or one row a line."))
                 return
             problems.add(Problem(_malformed(error), where))
             continue
-        yield from _object(value, where, problems)
+        yield from _object(value, where, decoder, problems)
 
 
 def _is_one_object(path: Path, options: ReadOptions) -> bool:
@@ -64,7 +65,12 @@ def _is_one_object(path: Path, options: ReadOptions) -> bool:
             return False
 
 
-def _object(value: Any, where: str, problems: Problems) -> Iterator[Row]:
+def _object(value: Any, where: str, decoder: StrictDecoder, problems: Problems) -> Iterator[Row]:
+    try:
+        decoder.check(where)
+    except InputError as error:
+        problems.add(*error.problems)
+        return
     if isinstance(value, dict):
         yield Row(value, where)
     else:
@@ -84,7 +90,7 @@ def _array_rows(path: Path, name: str, options: ReadOptions, problems: Problems)
         array = _Array(text, name, options.encoding)
         try:
             for index, value in enumerate(array.values()):
-                yield from _object(value, f"{name}:[{index}]", problems)
+                yield from _object(value, f"{name}:[{index}]", array.decoder, problems)
         except _Broken as broken:
             problems.add(broken.problem)
 
@@ -99,7 +105,7 @@ class _Array:
 
     def __init__(self, text: io.TextIOBase, name: str, encoding: str):
         self._text, self._name, self._encoding = text, name, encoding
-        self._decoder = json.JSONDecoder()
+        self.decoder = StrictDecoder()
         self._buffer, self._at, self._line, self._ended = "", 0, 1, False
 
     def values(self) -> Iterator[Any]:
@@ -133,7 +139,7 @@ class _Array:
         self._next()
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._buffer, self._at)
+                value, end = self.decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self._buffer) - NEAR or error.msg.startswith("Unterminated string")
                 into = error.pos - self._at
