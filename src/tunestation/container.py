@@ -127,6 +127,8 @@ def published(words: Sequence[str]) -> str | None:
 def up(recipe: str, port: int) -> None:
     """Take a recipe from its data to a chat page that goes on in the background."""
     made_or_refuse()
+    if _gpus(host_environment(PROJECT / ".env")) == "cpu":
+        print("No GPU is given to the containers (TUNE_GPUS=cpu, or no nvidia-smi on this host): training runs on the CPU.", flush=True)
     more = {"TUNE_RECIPE": recipe, "TUNE_PORT": str(port)}
     code = _compose(["up", "--exit-code-from", "workstation", "workstation"], more)
     if code:
@@ -163,12 +165,18 @@ def _compose(words: Sequence[str], more: dict[str, str] | None = None) -> int:
 
 
 def compose_files(environment: dict[str, str]) -> list[Path]:
-    """The compose file, and the override for how this host hands out GPUs: TUNE_GPUS, or by looking for NVIDIA's driver."""
+    """The compose file, and the override for how this host hands out GPUs."""
+    kind = _gpus(environment)
+    override = [] if kind == "nvidia" else [PROJECT / "docker" / f"compose.{kind}.yaml"]
+    return [PROJECT / "docker-compose.yml", *override]
+
+
+def _gpus(environment: dict[str, str]) -> str:
+    """How this host hands out GPUs: TUNE_GPUS, or by looking for NVIDIA's driver. Raises InputError on a word that is none."""
     kind = environment.get("TUNE_GPUS") or ("nvidia" if shutil.which("nvidia-smi") else "cpu")
     if kind not in ("nvidia", "cdi", "cpu"):
         raise InputError(f"TUNE_GPUS is '{kind}'.", "environment", "Set it to nvidia, cdi or cpu, or unset it.")
-    override = [] if kind == "nvidia" else [PROJECT / "docker" / f"compose.{kind}.yaml"]
-    return [PROJECT / "docker-compose.yml", *override]
+    return kind
 
 
 def make_folders(settings: Settings) -> None:

@@ -125,6 +125,11 @@ def visible_gpus_variable() -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+def without_gpus() -> bool:
+    """TUNE_GPUS=cpu: whether this container was given none on purpose."""
+    return os.environ.get("TUNE_GPUS") == "cpu"
+
+
 def names_set(names: Iterable[str]) -> list[str]:
     """Those of `names` that are set to something; their values are nobody's business."""
     return [name for name in names if os.environ.get(name)]

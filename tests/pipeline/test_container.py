@@ -8,6 +8,7 @@ import sys
 from itertools import pairwise
 
 import pytest
+from ruamel.yaml import YAML
 
 from tunestation import container, settings
 from tunestation.errors import InputError, TunestationError
@@ -132,6 +133,20 @@ def test_the_override_is_chosen_by_how_gpus_are_handed_out(variable, names):
     assert [path.name for path in container.compose_files({"TUNE_GPUS": variable})] == names
 
 
+def test_containers_without_a_gpu_are_told_that_this_is_on_purpose(docker, monkeypatch, capsys):
+    docker()
+    override = YAML(typ="safe", pure=True)
+    override.constructor.add_constructor("!reset", lambda *_: None)
+    services = override.load(PROJECT / "docker" / "compose.cpu.yaml")["services"]
+    assert {name: service["environment"] for name, service in services.items()} == dict.fromkeys(
+        ("workstation", "chat"), {"TUNE_GPUS": "cpu"}
+    )
+    for kind, said in (("cpu", 1), ("cdi", 0)):
+        monkeypatch.setenv("TUNE_GPUS", kind)
+        container.up("starter", 7999)
+        assert capsys.readouterr().out.count("training runs on the CPU") == said
+
+
 def test_an_unknown_way_of_handing_out_gpus_is_told():
     with pytest.raises(InputError, match=r"environment: TUNE_GPUS is 'amd'. Set it to nvidia, cdi or cpu"):
         container.compose_files({"TUNE_GPUS": "amd"})
@@ -143,8 +158,9 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         container.make_folders(settings.load({"TUNE_HOME": str(tmp_path / "file")}))
 
 
-def test_up_runs_the_recipe_then_the_page_in_the_background(docker, capsys):
+def test_up_runs_the_recipe_then_the_page_in_the_background(docker, capsys, monkeypatch):
     asked = docker()
+    monkeypatch.setenv("TUNE_GPUS", "cdi")
     container.up("starter", 7999)
     runs = [(words[words.index("up") :], variables) for words, variables in asked() if "up" in words]
     assert [words for words, _ in runs] == [

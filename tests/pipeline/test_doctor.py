@@ -33,6 +33,11 @@ def test_the_check_at_start_says_only_what_is_not_well(doctor):
     assert not [line for line in said.splitlines() if line.startswith("ok")]
 
 
+def test_a_container_that_was_given_no_gpu_on_purpose_says_so_only_when_asked(doctor):
+    assert "gpu" not in doctor("--start", TUNE_GPUS="cpu")[1]
+    assert "warning  gpu            CUDA_VISIBLE_DEVICES hides all GPUs" in doctor(TUNE_GPUS="cpu")[1]
+
+
 def test_strict_fails_where_a_run_would(doctor):
     code, said = doctor("--start", TUNE_RUNS="/proc/none/runs")
     assert code == 0 and "problem  volumes        TUNE_RUNS (/proc/none/runs) takes no files" in said

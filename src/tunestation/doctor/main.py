@@ -32,8 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = list(_vital(settings, gpus, why_none, torch))
     if not asked.start:
         found += _rest(gpus, torch, asked.offline or settings.offline)
-    _tell([one for one in found if one.level != "ok"] if asked.start else found)
+    _tell([one for one in found if _news(one)] if asked.start else found)
     return 1 if asked.strict and any(one.level == "problem" for one in found) else 0
+
+
+def _news(one: Finding) -> bool:
+    """Whether it is worth a word at the start of every container: what `up` has said once is not."""
+    return one.level == "problem" or (one.level == "warning" and not (one.subject == "gpu" and machine_settings.without_gpus()))
 
 
 def _tell(found: Sequence[Finding]) -> None:

@@ -48,7 +48,8 @@ def gpus() -> tuple[list[Gpu], str]:
     query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
     if done.returncode:
-        return [], f"nvidia-smi fails: {(done.stdout + done.stderr).strip().splitlines()[0]}"
+        said = (done.stdout + done.stderr).strip() or f"exit code {done.returncode}"
+        return [], f"nvidia-smi fails: {said.splitlines()[0]}"
     found = [_gpu(line) for line in done.stdout.splitlines() if line.strip()]
     return found, "" if found else "nvidia-smi lists no GPU"
 
