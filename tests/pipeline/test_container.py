@@ -138,9 +138,7 @@ def test_containers_without_a_gpu_are_told_that_this_is_on_purpose(docker, monke
     override = YAML(typ="safe", pure=True)
     override.constructor.add_constructor("!reset", lambda *_: None)
     services = override.load(PROJECT / "docker" / "compose.cpu.yaml")["services"]
-    assert {name: service["environment"] for name, service in services.items()} == dict.fromkeys(
-        ("workstation", "chat"), {"TUNE_GPUS": "cpu"}
-    )
+    assert [service["environment"] for service in services.values()] == [{"TUNE_GPUS": "cpu"}] * 2
     for kind, said in (("cpu", 1), ("cdi", 0)):
         monkeypatch.setenv("TUNE_GPUS", kind)
         container.up("starter", 7999)

@@ -58,6 +58,12 @@ def test_what_did_not_go_through_as_it_was_is_a_warning_for_the_closing_table(be
     assert "warning: 1 row cut at 64 tokens: " in said and "warning: 1 row equal to an earlier row" in said
 
 
+def test_what_format_auto_recognised_is_said_once_however_often_the_rows_are_read(bench, capsys):
+    rows = bench.rows("n.jsonl", [{"question": row["q"], "answer": row["a"]} for row in numbers(10)]) | {"format": {"kind": "auto"}}
+    bench.run(rows)  # a tokenizer is trained on them first
+    assert capsys.readouterr().out.count("n.jsonl: read as columns (question, answer).\n") == 1
+
+
 def test_a_named_template_that_is_encoded_otherwise_as_a_whole_is_told(bench, capsys):
     metaspace("first").save_pretrained(bench.root / "models/tiny")
     _, output = bench.run(bench.rows("n.jsonl", numbers(3)), template="vicuna", model="models:tiny")

@@ -13,10 +13,10 @@ TRAIN = Stage("train", "m:f", {})
 PREPARE = Stage("prepare", "m:f", {}, exact=True)
 
 
-def record(kind: str = "1 x Card", **changes) -> dict:
+def record(kind: str = "1 x Card", python: str = "3.11.7", **changes) -> dict:
     """What a run of a stage wrote down."""
     plain = {"key": "k", "tools": {"torch": "2.13.0"}, "needs": {"prepare": "p"}, "outputs": "o", "facts": {"rows": 3}, "volumes": {}}
-    return plain | {"metrics": {"loss": 2.0}, "machine": {"kind": kind}, "seconds": 1.0, "observed": {}} | changes
+    return plain | {"metrics": {"loss": 2.0}, "machine": {"kind": kind, "python": python}, "seconds": 1.0, "observed": {}} | changes
 
 
 def verdict(now: dict, then: dict | None = None, stage: Stage = TRAIN) -> tuple[str, str]:
@@ -62,6 +62,22 @@ def test_a_stage_that_is_exact_on_every_machine_differs_there_too():
     assert verdict(record(kind="1 x Other", outputs="x"), stage=PREPARE)[0] == "differs"
 
 
+def test_under_another_python_equal_bytes_are_exact_and_other_bytes_are_no_failure():
+    assert verdict(record(python="3.12.3"), stage=PREPARE) == ("exact", "bit-equal")
+    found = verdict(record(python="3.12.3", outputs="x"), stage=PREPARE)
+    assert found == ("not comparable", "other bytes under another Python: 3.11 -> 3.12")
+    assert verdict(record(python="3.12.3", outputs="x")) == ("within tolerance", "metrics within 0.00%")
+    assert verdict(record(python="3.12.3", outputs="x", metrics={"loss": 2.2}))[0] == "differs"
+
+
+def test_a_bug_fix_of_python_excuses_nothing_and_neither_does_an_older_lock_without_its_version():
+    assert verdict(record(python="3.11.9", outputs="x"), stage=PREPARE)[0] == "differs"
+    locked = lock.make({"prepare": record()}, {}, "r", {})
+    del locked["stages"]["prepare"]["python"]
+    (found,) = lock.compare([PREPARE], {"prepare": record(python="3.12.3", outputs="x")}, locked)
+    assert found.verdict == "differs"
+
+
 def test_other_facts_differ_and_are_named():
     other = record(kind="1 x Other", outputs="x", facts={"rows": 4})
     assert verdict(other) == ("differs", "facts: rows: 3 -> 4")
@@ -69,7 +85,7 @@ def test_other_facts_differ_and_are_named():
 
 def test_without_metrics_other_bytes_on_another_device_are_within_tolerance_and_say_why():
     other, then = record(kind="1 x Other", outputs="x", metrics={}), record(metrics={})
-    assert verdict(other, then) == ("within tolerance", "other bytes, on another kind of device or from inputs within tolerance")
+    assert verdict(other, then) == ("within tolerance", "other bytes, on another kind of device or Python, or from inputs within tolerance")
 
 
 def test_other_versions_are_not_comparable_and_are_named():

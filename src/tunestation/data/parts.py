@@ -28,6 +28,8 @@ NOTHING = (None, "", [], {})
 HEAD = 50
 """Rows at the beginning of a file that show which columns it has."""
 Outcome = Conversation | Dropped
+Tell = Callable[[str], None]
+"""Gets a line for people."""
 
 
 class FileRef(Part):
@@ -71,12 +73,17 @@ Table = tuple[str, Callable[[Problems], Iterator[Row]]]
 
 
 def collect(
-    parts: Sequence[PartFiles], fetched: Sequence[Sequence[FileRef]], volumes: Volumes, seed: int, objective: str = "sft"
+    parts: Sequence[PartFiles],
+    fetched: Sequence[Sequence[FileRef]],
+    volumes: Volumes,
+    seed: int,
+    objective: str = "sft",
+    tell: Tell = print,
 ) -> Iterator[Outcome]:
     """What became of every row, in the order of parts, files and rows; no more than a few rows are in memory.
 
     `fetched` holds, part by part, the files of the manifest; `seed` chooses rows where a part has a limit or a weight;
-    `objective` is that of the recipe and decides what `format: auto` looks for.
+    `objective` is that of the recipe and decides what `format: auto` looks for; what it recognised goes to `tell`.
     Raises InputError with the problems of all files when all have been read: what came before must not be used then.
     """
     problems: list[Problem] = []
@@ -85,7 +92,7 @@ def collect(
         index = 0
         for name, read in tables[place]:
             found = Problems(name)
-            for outcome in outcomes(read(found), part, name, found, objective):
+            for outcome in outcomes(read(found), part, name, found, objective, tell):
                 blank = isinstance(outcome, Dropped) and outcome.fate == "blank"
                 yield _counted(outcome, 1 if blank else copies.of(index))
                 index += not blank
@@ -132,7 +139,7 @@ def generated(name: str, seed: int, count: int) -> list[Row]:
 
 
 def outcomes(
-    rows: Iterable[Row], part: Part, name: str, problems: Problems, objective: str = "sft", tell: Callable[[str], None] = print
+    rows: Iterable[Row], part: Part, name: str, problems: Problems, objective: str = "sft", tell: Tell = print
 ) -> Iterator[Outcome]:
     """What becomes of each row of the file `name`; rows of a wrong type and missing columns go to `problems`.
 
@@ -163,7 +170,7 @@ def outcomes(
         problems.add(Problem(what, name, "Use rows with one answer each."))
 
 
-def _resolved(part: Part, head: Sequence[Row], objective: str, name: str, tell: Callable[[str], None]) -> Reading:
+def _resolved(part: Part, head: Sequence[Row], objective: str, name: str, tell: Tell) -> Reading:
     """The part with the format that its first rows have. Raises InputError if that cannot be told, or columns are missing."""
     if part.format.kind != "auto":
         absent = missing_columns(head, part.format)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tunestation.errors import InputError
 from tunestation.pipeline.files import read_json, write_json
+from tunestation.pipeline.machine import python
 from tunestation.pipeline.stage import Stage, differences
 
 Verdict = Literal["exact", "within tolerance", "differs", "not comparable"]
@@ -53,7 +54,7 @@ def entry(record: dict, before: dict | None = None) -> dict:
         for name, value in record["metrics"].items()
     }
     shared = {name: record[name] for name in ("key", "tools", "needs", "outputs", "facts", "volumes")}
-    return shared | {"metrics": metrics, "kind": record["machine"]["kind"]}
+    return shared | {"metrics": metrics, "kind": record["machine"]["kind"], "python": python(record["machine"]["python"])}
 
 
 def make(records: Mapping[str, dict], resolved: dict, recipe_digest: str, before: dict) -> dict:
@@ -82,7 +83,11 @@ def _compare(stage: Stage, record: dict, locked: dict | None) -> Comparison:
         return Comparison(stage.name, "not comparable", _why_keys_differ(record, locked))
     if record["outputs"] == locked["outputs"]:
         return Comparison(stage.name, "exact", "bit-equal")
-    if record["needs"] == locked["needs"] and (stage.exact or record["machine"]["kind"] == locked["kind"]):
+    now = python(record["machine"]["python"])
+    then = locked.get("python", now)  # older locks do not name it
+    if now != then and stage.exact:
+        return Comparison(stage.name, "not comparable", f"other bytes under another Python: {then} -> {now}")
+    if record["needs"] == locked["needs"] and now == then and (stage.exact or record["machine"]["kind"] == locked["kind"]):
         return Comparison(stage.name, "differs", "other bytes from equal inputs, versions and kind of device")
     return _compare_measures(stage, record, locked)
 
@@ -102,7 +107,7 @@ def _compare_measures(stage: Stage, record: dict, locked: dict) -> Comparison:
         return Comparison(stage.name, "differs", "; ".join(outside))
     worst = max((gap for gap, _ in gaps.values()), default=None)
     if worst is None:
-        return Comparison(stage.name, "within tolerance", "other bytes, on another kind of device or from inputs within tolerance")
+        return Comparison(stage.name, "within tolerance", "other bytes, on another kind of device or Python, or from inputs within tolerance")
     return Comparison(stage.name, "within tolerance", f"metrics within {worst:.2%}")
 
 

@@ -50,6 +50,11 @@ def kind(workers: Workers) -> str:
     return f"{workers} x {device}"
 
 
+def python(version: str = platform.python_version()) -> str:
+    """`3.11` of `3.11.7`, by default of the running Python: its bug fixes change no result."""
+    return ".".join(version.split(".")[:2])
+
+
 def describe(workers: Workers) -> dict:
     """What is written beside a result, and never compared."""
     return {

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunestation.errors import InputError, Problem, TunestationError
+from tunestation.pipeline import machine
 from tunestation.pipeline.plan import Step
 from tunestation.pipeline.shelf import Shelf
 from tunestation.pipeline.stage import differences, tool_versions
@@ -50,7 +51,8 @@ def agree(step: Step, found: Mapping[str, str], shelf: Shelf, workers: Workers, 
 def _offer(step: Step, found: Mapping[str, str], shelf: Shelf, workers: Workers) -> dict:
     stage = step.stage
     inputs = {name: shelf.outputs(name, found[name]) for name in stage.needs}
-    same = {"key": step.key, "params": stage.params, "versions": tool_versions(stage.tools), "inputs": inputs}
+    versions = tool_versions(stage.tools) | {"python": machine.python()}
+    same = {"key": step.key, "params": stage.params, "versions": versions, "inputs": inputs}
     return {"stage": stage.name, "node": workers.node, "action": step.action, "same": same | {"processes": workers.processes}}
 
 

@@ -54,7 +54,7 @@ def run(params: dict, job: Job) -> Result:
     prepared, fetched, volumes, told = _prepared(asked, job)
     tokenizer = load_tokenizer(prepared / "tokenizer", "tokenizer")
     inspector = Inspector(prepared / prepare.LEDGER, Encoder(tokenizer, settings.train_on), settings.max_tokens)
-    outcomes = prepare.outcomes(settings, prepare.manifest_of(fetched), volumes)
+    outcomes = prepare.outcomes(settings, prepare.manifest_of(fetched), volumes, prepare.silently)
     if asked.row:
         _show(next(inspector.views(outcomes, {asked.row}), None), asked, inspector)
     else:

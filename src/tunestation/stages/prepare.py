@@ -16,7 +16,7 @@ from tunestation.data.corpus import Corpus
 from tunestation.data.encoding import Encoder, TrainOn
 from tunestation.data.ledger import Ledger
 from tunestation.data.packing import pack
-from tunestation.data.parts import FileRef, PartFiles, collect
+from tunestation.data.parts import FileRef, PartFiles, Tell, collect
 from tunestation.data.probe import probe
 from tunestation.data.spool import Spool
 from tunestation.data.tokenizers import load_tokenizer, pad, set_template, train_tokenizer
@@ -72,7 +72,7 @@ def run(params: dict, job: Job) -> Result:
     tokenizer = make_tokenizer(settings, manifest, job)
     ledger, spool = Ledger(job.output / LEDGER), Spool(job.output / "documents")
     corpus = Corpus(Encoder(tokenizer, settings.train_on), settings.max_tokens, spool, ledger)
-    corpus.read(outcomes(settings, manifest, job.volumes))
+    corpus.read(outcomes(settings, manifest, job.volumes, print))
     ledger.close()
     _gate(ledger, corpus, settings)
     sizes = _write_data(corpus, settings, job.output)
@@ -97,9 +97,13 @@ def _clear(output: Path) -> None:
         shutil.rmtree(output / folder, ignore_errors=True)
 
 
-def outcomes(settings: Params, manifest: Manifest, volumes: Volumes) -> Iterator[Conversation | Dropped]:
-    """What becomes of every row, as `collect` says."""
-    return collect(settings.parts, manifest.data, volumes, settings.seed, settings.objective)
+def outcomes(settings: Params, manifest: Manifest, volumes: Volumes, tell: Tell) -> Iterator[Conversation | Dropped]:
+    """What becomes of every row, as `collect` says; what `format: auto` recognised goes to `tell`."""
+    return collect(settings.parts, manifest.data, volumes, settings.seed, settings.objective, tell)
+
+
+def silently(_line: str) -> None:
+    """Told nothing: for a pass over the rows beside the one that is learned from."""
 
 
 def make_tokenizer(settings: Params, manifest: Manifest, job: Job) -> PreTrainedTokenizerBase:
@@ -108,7 +112,7 @@ def make_tokenizer(settings: Params, manifest: Manifest, job: Job) -> PreTrained
     Raises InputError if either cannot be used, and for data that cannot be read.
     """
     if settings.tokenizer:
-        texts = (text for outcome in outcomes(settings, manifest, job.volumes) for text in _texts(outcome))
+        texts = (text for outcome in outcomes(settings, manifest, job.volumes, silently) for text in _texts(outcome))
         tokenizer, folder = train_tokenizer(texts, settings.tokenizer.vocab_size), None
     else:
         folder = job.volumes.path(manifest.model_ref)
