@@ -107,7 +107,8 @@ def _compare_measures(stage: Stage, record: dict, locked: dict) -> Comparison:
         return Comparison(stage.name, "differs", "; ".join(outside))
     worst = max((gap for gap, _ in gaps.values()), default=None)
     if worst is None:
-        return Comparison(stage.name, "within tolerance", "other bytes, on another kind of device or Python, or from inputs within tolerance")
+        reason = "other bytes, on another kind of device or Python, or from inputs within tolerance"
+        return Comparison(stage.name, "within tolerance", reason)
     return Comparison(stage.name, "within tolerance", f"metrics within {worst:.2%}")
 
 
