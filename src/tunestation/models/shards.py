@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ BLOCK = 64 * 2**20
 """Bytes that are written, and hashed, at once: what is resident beside the tensor at hand."""
 AHEAD = 4 * BLOCK
 """Bytes behind a tensor that the operating system fetches from the disk while the tensor is used."""
+WAITING = 2
+"""Pieces that are made beside those that keep the processors busy, since making one begins with waiting for the disk."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -236,8 +238,8 @@ def _bytes_of(planned: Planned) -> Iterator[torch.Tensor]:
         raise ValueError(f"{planned.name}: {size} bytes were made for {planned.meta.dtype} {list(planned.meta.shape)}")
 
 
-def made_ahead(pieces: Iterator[Piece]) -> Iterator[torch.Tensor]:
-    """What `pieces` make, in order; while one is used, each processor makes another.
+def made_ahead(pieces: Iterable[Piece]) -> Iterator[torch.Tensor]:
+    """What `pieces` make, in order; while one is used, each processor makes another, and some wait for the disk.
 
     Each is made by one thread: torch's own threads wait for each other at every small step, and much longer on a busy machine.
     """
@@ -245,10 +247,10 @@ def made_ahead(pieces: Iterator[Piece]) -> Iterator[torch.Tensor]:
     coming: deque[Future] = deque()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as makers:
+        with ThreadPoolExecutor(threads + WAITING) as makers:
             for piece in pieces:
                 coming.append(makers.submit(piece))
-                if len(coming) > threads:
+                if len(coming) > threads + WAITING:
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
