@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -145,6 +148,7 @@ def _refuse_objects(path: Path) -> None:
         raise InputError(what, str(path), "Use a safetensors revision of this model, from someone you trust.")
 
 
+Made = TypeVar("Made")
 Piece = Callable[[], torch.Tensor]
 """Makes some rows of a tensor, on whatever thread."""
 
@@ -222,23 +226,29 @@ def _content(tensors: list[Planned]) -> Iterator[torch.Tensor]:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+    sizes = Counter()
+    for in_pieces, some in groupby(tensors, lambda tensor: tensor.pieces is not None):
+        for name, content in made_ahead(_pieces(some)) if in_pieces else (_bytes_of(tensor, tensor.load) for tensor in some):
+            sizes[name] += len(content)
+            yield from content.split(BLOCK)
     for tensor in tensors:
-        yield from _bytes_of(tensor)
+        if sizes[tensor.name] != tensor.meta.nbytes:
+            raise ValueError(f"{tensor.name}: {sizes[tensor.name]} bytes were made for {tensor.meta.dtype} {list(tensor.meta.shape)}")
 
 
-def _bytes_of(planned: Planned) -> Iterator[torch.Tensor]:
-    size = 0
-    for piece in made_ahead(planned.pieces()) if planned.pieces else [planned.load()]:
-        if (piece.shape[1:], piece.dtype) != (planned.meta.shape[1:], planned.meta.dtype):
-            raise ValueError(f"{planned.name}: {piece.dtype} {list(piece.shape)} is not {planned.meta.dtype} {list(planned.meta.shape)}")
-        content = piece.contiguous().reshape(-1).view(torch.uint8)
-        size += len(content)
-        yield from content.split(BLOCK)
-    if size != planned.meta.nbytes:
-        raise ValueError(f"{planned.name}: {size} bytes were made for {planned.meta.dtype} {list(planned.meta.shape)}")
+def _pieces(tensors: Iterable[Planned]) -> Iterator[Callable[[], tuple[str, torch.Tensor]]]:
+    """Those of all tensors, so that the processors have work where one tensor ends and another begins."""
+    return (partial(_bytes_of, tensor, piece) for tensor in tensors for piece in tensor.pieces())
 
 
-def made_ahead(pieces: Iterable[Piece]) -> Iterator[torch.Tensor]:
+def _bytes_of(planned: Planned, piece: Piece) -> tuple[str, torch.Tensor]:
+    made = piece()
+    if (made.shape[1:], made.dtype) != (planned.meta.shape[1:], planned.meta.dtype):
+        raise ValueError(f"{planned.name}: {made.dtype} {list(made.shape)} is not {planned.meta.dtype} {list(planned.meta.shape)}")
+    return planned.name, made.contiguous().reshape(-1).view(torch.uint8)
+
+
+def made_ahead(pieces: Iterable[Callable[[], Made]]) -> Iterator[Made]:
     """What `pieces` make, in order; while one is used, each processor makes another, and some wait for the disk.
 
     Each is made by one thread: torch's own threads wait for each other at every small step, and much longer on a busy machine.
