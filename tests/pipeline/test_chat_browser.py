@@ -10,8 +10,11 @@ import httpx
 import pytest
 from chatting import expected, start_server
 from playwright.sync_api import expect, sync_playwright
+from station import PATIENCE
 
 from tunestation.chat.engine import Engine
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"

@@ -6,7 +6,8 @@ import asyncio
 import html
 import sys
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import gradio as gr
 
@@ -22,6 +23,21 @@ Changes = dict
 """Component -> its new value or properties."""
 
 
+@dataclass
+class Window:
+    """A window of a browser for which an answer is being drawn."""
+
+    asked: Asked | None = None
+    turned_to: Callable[[], Changes] | None = None
+    """Shows what the person wants to see instead of the answer."""
+
+    def turn(self, show: Callable[[], Changes]) -> None:
+        """End the answer, also before its next token, and let `show` be its last word."""
+        self.turned_to = show
+        if self.asked:
+            self.asked.wake()
+
+
 class Handlers:
     """The page's behaviour; `parts` are set once they are laid out."""
 
@@ -29,7 +45,7 @@ class Handlers:
 
     def __init__(self, engine: Engine, system: str, shelf: Shelf, votes: Votes):
         self._engine, self._system, self._shelf, self._votes = engine, system, shelf, votes
-        self._asked: dict[str, Asked] = {}
+        self._windows: dict[str, Window] = {}
 
     # what a person does
 
@@ -40,13 +56,13 @@ class Handlers:
             gr.Warning(at.words["empty"])
             yield {self.parts.box: ""}
             return
-        at.talk.turns.append(Turn(message))
-        async for changes in self._answer(request, at):
+        async for changes in self._answer(request, at, [*at.talk.turns, Turn(message)]):
             yield changes
 
     async def retry(self, request: gr.Request, *values: object) -> AsyncIterator[Changes]:
         """The last question again."""
-        async for changes in self._answer(request, Context.of(values)):
+        at = Context.of(values)
+        async for changes in self._answer(request, at, at.talk.turns):
             yield changes
 
     async def example(self, request: gr.Request, chosen: gr.SelectData, *values: object) -> AsyncIterator[Changes]:
@@ -63,30 +79,35 @@ class Handlers:
             self._shelf.save(at.kept["browser"], at.talk)
             yield self._shown(at) | {self.parts.talk: at.talk}
             return
-        at.talk.turns[turn:] = [Turn(edited.value)]
-        async for changes in self._answer(request, at):
+        async for changes in self._answer(request, at, [*at.talk.turns[:turn], Turn(edited.value)]):
             yield changes
 
     def stop(self, request: gr.Request) -> None:
         """End the answers of this window; what was said stays."""
-        if asked := self._asked.get(request.session_hash):
-            asked.cancel()
+        window = self._windows.get(request.session_hash)
+        if window and window.asked:
+            window.asked.cancel()
 
-    def clear(self, *values: object) -> Changes:
+    async def clear(self, request: gr.Request, *values: object) -> Changes:
         """Forget this conversation."""
         at = Context.of(values)
-        at.talk.turns.clear()
-        self._shelf.save(at.kept["browser"], at.talk)
-        return self.new(*values)
 
-    def new(self, *values: object) -> Changes:
+        def cleared() -> Changes:
+            at.talk.turns.clear()
+            self._shelf.save(at.kept["browser"], at.talk)
+            return self._anew(at)
+
+        return self._turn(request, cleared)
+
+    async def new(self, request: gr.Request, *values: object) -> Changes:
         """Begin another conversation; this one stays in the list."""
-        return self._opened(Context.of(values)._replace(talk=Talk(system=self._system)))
+        at = Context.of(values)
+        return self._turn(request, lambda: self._anew(at))
 
-    def open(self, chosen: str | None, *values: object) -> Changes:
+    async def open(self, request: gr.Request, chosen: str | None, *values: object) -> Changes:
         """Show a conversation of the list."""
         at = Context.of(values)
-        return self._opened(at._replace(talk=self._shelf.get(at.kept["browser"], chosen or "")))
+        return self._turn(request, lambda: self._opened(at._replace(talk=self._shelf.get(at.kept["browser"], chosen or ""))))
 
     def vote(self, better: str, *values: object) -> Changes:
         """Keep which of two answers is better."""
@@ -115,7 +136,7 @@ class Handlers:
         return self.translate(language) | {self.parts.language: language}
 
     def load(self, kept: dict | None, compare: bool, language: str) -> Changes:
-        """Show the conversation that this browser saw last. Until then the box is closed; nothing changes the settings by itself after it."""
+        """Show the conversation that this browser saw last. Until then the box is closed; no setting changes by itself after it."""
         kept = kept or new_browser()
         talk = self._shelf.get(kept["browser"], kept["talk"])
         if not talk.turns:
@@ -142,13 +163,35 @@ class Handlers:
 
     # what comes of it
 
-    async def _answer(self, request: gr.Request, at: Context) -> AsyncIterator[Changes]:
-        """Answer the last question of the conversation, in one column or both."""
+    def _turn(self, request: gr.Request, show: Callable[[], Changes]) -> Changes:
+        """Show something else: at once, or as the last word of the answer that is being drawn, so that nothing of it can come later."""
+        window = self._windows.get(request.session_hash)
+        if not window:
+            return show()
+        window.turn(show)
+        return gr.skip()
+
+    async def _answer(self, request: gr.Request, at: Context, turns: list[Turn]) -> AsyncIterator[Changes]:
+        """Answer the last of `turns`, which the conversation consists of from now on; one at a time in a window."""
+        if request.session_hash in self._windows:
+            yield gr.skip()
+            return
+        window = self._windows[request.session_hash] = Window()
+        at.talk.turns[:] = turns
+        try:
+            async for changes in self._answered(window, at):
+                yield changes
+            if window.turned_to:
+                yield window.turned_to()
+        finally:
+            del self._windows[request.session_hash]
+
+    async def _answered(self, window: Window, at: Context) -> AsyncIterator[Changes]:
         turn, trouble = at.talk.turns[-1], ""
         turn.tuned = turn.base = turn.better = ""
         at.talk.system = at.system
         try:
-            async for changes in self._growing(request.session_hash, at):
+            async for changes in self._growing(window, at):
                 yield changes
         except Busy:
             trouble = at.words["busy"]
@@ -158,9 +201,8 @@ class Handlers:
             traceback.print_exc(file=sys.stderr)
             trouble = f"{at.words['failed']} {type(error).__name__}: {error}"
         finally:
-            self._asked.pop(request.session_hash, None)
             answered = bool(turn.answer("tuned"))
-            if not answered and turn in at.talk.turns:  # the conversation may have been cleared meanwhile
+            if not answered:
                 at.talk.turns.remove(turn)
             self._shelf.save(at.kept["browser"], at.talk)
         if trouble:
@@ -168,18 +210,20 @@ class Handlers:
             gr.Warning(html.escape(trouble), duration=None)
         yield self._done(at, "" if answered else turn.question)
 
-    async def _growing(self, session: str, at: Context) -> AsyncIterator[Changes]:
+    async def _growing(self, window: Window, at: Context) -> AsyncIterator[Changes]:
         turn, parts = at.talk.turns[-1], self.parts
         requests, notes = await asyncio.to_thread(self._requests, at)
         async with asking(self._engine, requests) as asked:
-            self._asked[session] = asked
+            window.asked = asked
             others = self._engine.scheduler.load()[1] - len(requests)
             status = at.words["waiting"].format(count=others) if others > 0 else ""
             yield self._busy(at) | {parts.status[who]: status for who in requests}
             endings: dict[Who, Ending] = {}
             while len(endings) < len(requests):
-                changed = set()
-                for who, event in await _some(asked):
+                events, changed = await asked.some(), set()
+                if window.turned_to:
+                    return
+                for who, event in events:
                     changed.add(who)
                     if isinstance(event, Ending):
                         endings[who] = event
@@ -217,6 +261,9 @@ class Handlers:
         cleared = dict.fromkeys(self.parts.status.values(), "")
         return {**self._done(at, ""), **cleared, self.parts.settings["system"]: at.talk.system}
 
+    def _anew(self, at: Context) -> Changes:
+        return self._opened(at._replace(talk=Talk(system=self._system)))
+
     def _shown(self, at: Context) -> Changes:
         turns = at.talk.turns
         undecided = at.compare and bool(turns) and bool(turns[-1].tuned and turns[-1].base and not turns[-1].better)
@@ -240,14 +287,6 @@ def _messages(at: Context, who: Who) -> list[dict]:
         answer = (turn.tuned, turn.base)[who == "base"] or pending
         found += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": answer}]
     return found
-
-
-async def _some(asked: Asked) -> list:
-    """The next event and all that are there with it: a slow browser gets fewer, longer pieces."""
-    events = [await asked.events.get()]
-    while not asked.events.empty():
-        events.append(asked.events.get_nowait())
-    return events
 
 
 def _status(ending: Ending, note: str, words: dict) -> str:

@@ -183,18 +183,15 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
         return event(handler, given, every, show_progress="hidden", api_visibility="private", **options)
 
     tuned, base = parts.chats["tuned"], parts.chats["base"]
-    answers = [on(parts.box.submit, handlers.ask, parts.box), on(tuned.example_select, handlers.example), on(tuned.edit, handlers.edit)]
-    answers += [on(chat.retry, handlers.retry) for chat in (tuned, base)]
+    on(parts.box.submit, handlers.ask, parts.box)
+    on(tuned.example_select, handlers.example)
+    on(tuned.edit, handlers.edit)
     parts.box.stop(handlers.stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
-    for event, handler, inputs in (
-        (tuned.clear, handlers.clear, []),
-        (base.clear, handlers.clear, []),
-        (parts.new.click, handlers.new, []),
-        (parts.talks.input, handlers.open, [parts.talks]),
-    ):
-        # the window shows something else now: its answer ends, and must not write over it
-        event(handlers.stop, None, None, queue=False, api_visibility="private")
-        on(event, handler, *inputs, cancels=answers)
+    for chat in (tuned, base):
+        on(chat.retry, handlers.retry)
+        on(chat.clear, handlers.clear)
+    on(parts.new.click, handlers.new)
+    on(parts.talks.input, handlers.open, parts.talks)
     on(parts.compare.input, handlers.switch)
     for better, button in parts.vote_buttons.items():
         on(button.click, partial(handlers.vote, better))

@@ -11,8 +11,8 @@ from typing import Any
 from tunestation.chat.answers import Answer, Ending, Request, Sink
 from tunestation.chat.engine import Engine
 
-Event = tuple[Any, str | Ending]
-"""Which of the answers, and its next piece or its Ending."""
+Event = tuple[Any, str | Ending | None]
+"""Which of the answers, and its next piece or its Ending; None only wakes who waits."""
 
 
 @dataclass
@@ -27,6 +27,17 @@ class Asked:
         """End all of them at the next token; their Endings still come."""
         for answer in self.answers:
             answer.cancel()
+
+    def wake(self) -> None:
+        """Let who waits for the next event look up. Called in the event loop."""
+        self.events.put_nowait((None, None))
+
+    async def some(self) -> list[Event]:
+        """The next event and all that are there with it: a slow reader gets fewer, longer pieces."""
+        events = [await self.events.get()]
+        while not self.events.empty():
+            events.append(self.events.get_nowait())
+        return events
 
 
 @asynccontextmanager
