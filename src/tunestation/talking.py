@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from tunestation.chat.weights import PRECISIONS, Weights
@@ -112,15 +113,32 @@ def _talk(work: Work, found: Weights, job: dict) -> None:
         parent.mkdir(parents=True, exist_ok=True)
     write_json(path, known | job)
     environment = child_environment(child_variables(work.settings.cache, offline=True))
-    child = subprocess.Popen([sys.executable, "-m", "tunestation.chat.main", str(path)], env=environment)
-    code = _wait(child, interrupts=job["action"] != "terminal")
-    if code:
+    command = [sys.executable, "-m", "tunestation.chat.main", str(path)]
+    code, stopped = _run(command, environment, interrupts=job["action"] != "terminal")
+    if stopped and job["action"] == "ask":
+        raise KeyboardInterrupt  # its answers are not whole
+    if code and not stopped:
         # the child has said on the terminal what was wrong
         raise (InputError if code == 2 else TunestationError)("chat ended with an error (see above).")
 
 
-def _wait(child: subprocess.Popen, interrupts: bool) -> int:
-    """Ctrl-C and SIGTERM end the child in good order; in a terminal conversation Ctrl-C only stops an answer, which the child does."""
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    signal.signal(signal.SIGINT, (lambda *_: child.terminate()) if interrupts else signal.SIG_IGN)
-    return child.wait()
+def _run(command: list[str], environment: dict[str, str], interrupts: bool) -> tuple[int, bool]:
+    """(exit code, whether a signal has stopped it), also one that came before the child was ready.
+
+    Ctrl-C and SIGTERM end the child in good order; in a terminal conversation Ctrl-C only stops an answer, which the child does.
+    """
+    started: list[subprocess.Popen] = []
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        for child in started:
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop if interrupts else lambda *_: None)
+    with subprocess.Popen(command, env=environment) as child:
+        started.append(child)
+        if stopped.is_set():
+            child.terminate()
+        return child.wait(), stopped.is_set()

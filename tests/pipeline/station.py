@@ -246,9 +246,14 @@ def free_port() -> int:
 
 def wait_for(path: Path, alive: Callable[[], bool]) -> None:
     """Until `path` exists; fails when the process that should make it has ended."""
+    wait_until(path.exists, alive)
+
+
+def wait_until(done: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
+    """Until `done()`; fails when the process that should bring it about has ended."""
     deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert alive(), f"ended before {path} was there"
+    while not done():
+        assert alive(), "the process ended before that"
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -266,7 +271,18 @@ def killer(path: Path) -> Callable[[list], None]:
 
 def worker_of(running: subprocess.Popen) -> psutil.Process:
     """The training process behind `invoke`."""
-    return next(one for one in psutil.Process(running.pid).children(recursive=True) if "tunestation.pipeline.child" in one.cmdline())
+    return children(running, "tunestation.pipeline.child")[0]
+
+
+def children(running: subprocess.Popen, module: str) -> list[psutil.Process]:
+    """The processes behind `invoke` that run `module`."""
+    return [one for one in psutil.Process(running.pid).children(recursive=True) if module in _words(one)]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def interrupt(station: Station, name: str, step: int, how: Callable[[subprocess.Popen], object]) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from chatting import GREEDY, ask, expected, run, start, start_server
+from station import PATIENCE, children, free_port, wait_until
 
 from tunestation.chat.weights import Weights
 
@@ -195,9 +196,30 @@ def test_without_an_interactive_terminal_the_lines_of_standard_input_are_asked(p
     assert expected(engine, "Hi") in process.said()
 
 
+SHORT = ("--set", "chat.generation.max_new_tokens=12")
+
+
 def test_the_task_asks_the_finished_model_and_the_untuned_one(station):
-    short = ("--set", "chat.generation.max_new_tokens=12")
-    station.make("merge", short[1])
-    tuned, untuned = (json.loads(station.invoke("ask", "tiny", "What is 1 and 1?", "--json", *short, *words)) for words in ([], ["--base"]))
+    station.make("merge", SHORT[1])
+    tuned, untuned = (json.loads(station.invoke("ask", "tiny", "What is 1 and 1?", "--json", *SHORT, *words)) for words in ([], ["--base"]))
     assert tuned["prompt"] == untuned["prompt"] == "What is 1 and 1?"
     assert tuned["answer"] != untuned["answer"]
+
+
+@pytest.mark.parametrize(("task", "said"), [(("serve", "tiny"), ""), (("ask", "tiny", "Hi"), "Stopped.\n")])
+def test_a_task_that_is_stopped_before_its_model_is_loaded_ends_without_an_error(station, task, said):
+    station.make("merge", SHORT[1])
+    running = station.start(*task, *SHORT)
+    wait_until(lambda: children(running, "tunestation.chat.main"), lambda: running.poll() is None)
+    running.send_signal(signal.SIGTERM)
+    assert (running.communicate(timeout=PATIENCE)[0], running.returncode) == (said, 1 if said else 0)
+
+
+def test_the_served_api_ends_quietly_on_sigterm(station):
+    station.make("merge", SHORT[1])
+    running = station.start("serve", "tiny", "--port", str(free_port()), *SHORT)
+    for line in running.stdout:
+        if "Ctrl-C stops it" in line:
+            running.send_signal(signal.SIGTERM)
+            break
+    assert (running.communicate(timeout=PATIENCE)[0], running.returncode) == ("", 0)
