@@ -7,7 +7,9 @@ from invoke import task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from tunestation.runner import Real, Whole, call, diagnose, manage, tool
+from tunestation.runner import Real, Whole, call, diagnose, manage, refuse_wrong_words, tool
+
+refuse_wrong_words()
 
 SET = {"set": "key=value on top of the recipe, as train.epochs=1; may be given several times"}
 RUN = SET | {"force": "run again even if nothing changed", "offline": "touch no network"}

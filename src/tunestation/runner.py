@@ -45,6 +45,13 @@ class Real(float):
             _leave(f"'{typed}' is not a number.", 2)
 
 
+def refuse_wrong_words() -> None:
+    """Let invoke end with 2, not 1, where it does not understand what was typed: it has no setting, but refuses in one place."""
+    from invoke.parser.parser import ParseMachine
+
+    ParseMachine.error = lambda _, message: _leave(message, 2)
+
+
 def call(function: str, *arguments: object, **options: object) -> None:
     """Call `tunestation.app.<function>` on the pinned stack, in the image if there is one."""
     with _in_words():

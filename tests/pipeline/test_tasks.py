@@ -55,8 +55,16 @@ def test_an_unknown_recipe_is_told_with_the_nearest_one_and_exit_code_2(invoke):
     assert invoke("status", "smal") == (2, "", "there is no recipe 'smal' in recipes. Did you mean 'small'?\n")
 
 
-def test_an_unknown_argument_is_told(invoke):
-    assert invoke("check", "small", "--resolvd") == (1, "", "No idea what '--resolvd' is!\n")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("check", "small", "--resolvd"), "No idea what '--resolvd' is!\n"),
+        (("chek", "small"), "No idea what 'chek' is!\n"),
+        (("check",), "'check' did not receive required positional arguments: 'recipe'\n"),
+    ],
+)
+def test_words_that_no_task_knows_or_that_are_missing_are_told_with_exit_code_2(invoke, words, said):
+    assert invoke(*words) == (2, "", said)
 
 
 @pytest.mark.parametrize(

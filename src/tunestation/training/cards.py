@@ -3,8 +3,8 @@
 Rates and bandwidths were compared with at least two of: NVIDIA's datasheets and whitepapers as vendors quote them;
 `_inductor/analysis/device_info.py` of torch 2.13 (A100, H100); `fabric/utilities/throughput.py` of lightning 2.6.6 (all but RTX 5090 and
 L40S); `gpu_configs` of llm-analysis 0.2.2 (A100, H100, A6000); `get_peak_flops` of torchtitan 0.3.0 (A100, H100, H200, A6000). Where they
-count sparsity, half is meant. GeForce cards are half as fast with fp32 sums, which is the rate that counts: a quarter of their rate of 8-bit
-integers. Training computes in bfloat16, so cards older than Ampere (T4, V100) have no rate to list. Memory is the total that torch's
+count sparsity, half is meant. GeForce cards are half as fast with fp32 sums, which is the rate that counts: a quarter of their rate of
+8-bit integers. Training computes in bfloat16, so cards older than Ampere (T4, V100) have no rate to list. Memory is the total that torch's
 out-of-memory messages name in public reports, at its lowest; it was read on the H200.
 """
 
