@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from station import history, last_checkpoint, recipe, record, weights
 
 from tunestation.errors import InputError, TunestationError
-from tunestation.training.model import keep_weights_in_place
+from tunestation.models.four_bit import keep_weights_in_place
 
 NO_DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.0}
 """Under ZeRO-3 transformers' own step is taken: it draws other masks, and rounds in other places."""

@@ -17,7 +17,7 @@ from tunestation.chat.probes import check_probes
 from tunestation.chat.scheduler import is_out_of_memory
 from tunestation.chat.weights import Weights
 from tunestation.errors import InputError, TunestationError
-from tunestation.training.model import keep_weights_in_place
+from tunestation.models.four_bit import keep_weights_in_place
 
 
 @dataclass(frozen=True)

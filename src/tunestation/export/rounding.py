@@ -8,6 +8,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from transformers.quantizers.base import get_keys_to_not_convert
 
+import tunestation.models.four_bit  # noqa: F401  bitsandbytes reads any shape right on a CPU then
 from tunestation.export.merging import Rounding
 from tunestation.export.streamed import empty_model
 

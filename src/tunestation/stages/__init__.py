@@ -44,7 +44,7 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         },
         needs=("fetch", "prepare"),
         tools=TRAINING,
-        version=2,
+        version=3,
         graceful=True,
         resumes=True,
         distributed=True,
@@ -69,7 +69,7 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         },
         needs=("fetch", "prepare", "train", "convert"),
         tools=("torch", "transformers", "peft", "safetensors", *(["gguf"] if recipe.export.gguf else [])),
-        version=2,
+        version=3,
         resumes=True,
     )
     checks = [check.model_dump(mode="json") | found for check, found in zip(recipe.evaluate.checks, inputs.checks, strict=True)]

@@ -109,7 +109,7 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.
 
 def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -> tuple[Fast | None, str | None]:
     """The fast step in place; or why transformers' own is taken."""
-    reason = "ZeRO-3 shards the weights" if config["zero_optimization"]["stage"] == 3 else obstacle(model)
+    reason = "ZeRO-3 shards the weights" if config["zero_optimization"]["stage"] == 3 else obstacle(model, settings["max_tokens"])
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
 from tunestation.models.experts import refuse_quantised
+from tunestation.models.four_bit import keep_weights_in_place
 from tunestation.settings import local_rank
 
 
@@ -56,15 +57,6 @@ def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> Pre
     model = AutoModelForCausalLM.from_pretrained(folder, device_map=place, **options)
     keep_weights_in_place(model)
     return model
-
-
-def keep_weights_in_place(model: torch.nn.Module) -> None:
-    """On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit weight at its first evaluation; training on it is silently wrong."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Module:

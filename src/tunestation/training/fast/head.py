@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from tunestation.training.fast import ops
+from tunestation.training.fast.block import Norm
 from tunestation.training.fast.layer import normalise
 
 
 def summed_loss(
-    h: torch.Tensor, norm: nn.Module, head: torch.Tensor, labelled: torch.Tensor, targets: torch.Tensor, rows: int
+    h: torch.Tensor, norm: Norm, head: torch.Tensor, labelled: torch.Tensor, targets: torch.Tensor, rows: int
 ) -> torch.Tensor:
     """Sum of -log p(target) over labelled tokens, an fp32 scalar.
 
@@ -35,7 +35,7 @@ class _SummedLoss(torch.autograd.Function):
                 torch.mm(logits, head, out=x[part])
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(picked)
-            ops.rms_norm_backward(x, picked, norm.weight, norm.variance_epsilon, gradient)
+            ops.rms_norm_backward(x, picked, norm.weight, norm.eps, gradient)
             ctx.save_for_backward(gradient, labelled)
             ctx.tokens = len(h)
         return losses.sum()

@@ -90,15 +90,34 @@ def _copy_in_eight(x, eight, scale, columns: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _swiglu(gate_up, gate_up_row, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr):
+def _activate(gate, GELU: tl.constexpr):
+    """The activation and its slope; `ops` says which."""
+    if GELU:
+        z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+        dz = 1.5957691216057308 * (1 + 0.134145 * gate * gate)
+        sigmoid = tl.sigmoid(z)
+        act = gate * sigmoid
+        slope = sigmoid + act * (1 - sigmoid) * dz
+    else:
+        sigmoid = tl.sigmoid(gate)
+        act = gate * sigmoid
+        slope = sigmoid + act * (1 - sigmoid)
+    return act, slope
+
+
+@triton.jit
+def _glu(
+    gate_up, gate_up_row, out, out_stride, eight, scales, columns: tl.constexpr,
+    GELU: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
+        act, _ = _activate(tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32), GELU)
         up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
-        value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+        value = (act * up).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, value, inside)
         largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
     if EIGHT:
@@ -107,32 +126,32 @@ def _swiglu(gate_up, gate_up_row, out, out_stride, eight, scales, columns: tl.co
         _copy_in_eight(out + row * out_stride, eight + row * columns, scale, columns, BLOCK)
 
 
-def swiglu(gate_up, out, eight) -> None:
+def glu(gate_up, out, gelu, eight) -> None:
     rows, columns = out.shape
-    _swiglu[(rows,)](
-        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), columns, EIGHT=eight is not None, BLOCK=2048, num_warps=8
+    _glu[(rows,)](
+        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), columns,
+        GELU=gelu, EIGHT=eight is not None, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 
 
 @triton.jit
-def _swiglu_backward(
-    gate_up, gate_up_row, grad, out, out_stride, eight, scales, columns: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr
-):
+def _glu_backward(
+    gate_up, gate_up_row, grad, out, out_stride, eight, scales, columns: tl.constexpr,
+    GELU: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
+        act, slope = _activate(tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32), GELU)
         up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
         g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32)
-        sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
-        d_gate = (g * up * (sigmoid + silu * (1 - sigmoid))).to(out.dtype.element_ty)
-        d_up = (g * silu).to(out.dtype.element_ty)
+        d_gate = (g * up * slope).to(out.dtype.element_ty)
+        d_up = (g * act).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, d_gate, inside)
         tl.store(out + row * out_stride + columns + at, d_up, inside)
-        tl.store(grad + row * columns + at, silu * up, inside)
+        tl.store(grad + row * columns + at, act * up, inside)
         largest = tl.maximum(largest, tl.maximum(tl.abs(d_gate.to(tl.float32)), tl.abs(d_up.to(tl.float32))))
     if EIGHT:
         scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
@@ -140,11 +159,11 @@ def _swiglu_backward(
         _copy_in_eight(out + row * out_stride, eight + row * 2 * columns, scale, 2 * columns, BLOCK)
 
 
-def swiglu_backward(gate_up, grad, out, eight) -> None:
+def glu_backward(gate_up, grad, out, gelu, eight) -> None:
     rows, columns = grad.shape
-    _swiglu_backward[(rows,)](
+    _glu_backward[(rows,)](
         gate_up, gate_up.stride(0), grad, out, out.stride(0), *(eight or (out, out)), columns,
-        EIGHT=eight is not None, BLOCK=2048, num_warps=8,
+        GELU=gelu, EIGHT=eight is not None, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 
 
@@ -167,6 +186,52 @@ def rotate(x, cos, sin, out, sign) -> None:
     _rotate[(rows, triton.cdiv(heads, 8))](
         x, x.stride(0), x.stride(1), out, out.stride(0), out.stride(1), cos, sin, cos.stride(0), heads, size // 2, sign,
         HEADS=8, HALF=triton.next_power_of_2(size // 2), num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _norm_rotate(
+    grad, grad_row, grad_head, x, x_row, x_head, out, out_row, out_head, weight, eps, cos, sin, table_row, heads, half,
+    BACKWARD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    at = tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (at < half)
+    c = tl.load(cos + row * table_row + at, at < half, 0).to(tl.float32)
+    s = tl.load(sin + row * table_row + at, at < half, 0).to(tl.float32)
+    weight_a, weight_b = tl.load(weight + at, at < half, 0).to(tl.float32), tl.load(weight + half + at, at < half, 0).to(tl.float32)
+    a = tl.load(x + row * x_row + head * x_head + at, inside, 0).to(tl.float32)
+    b = tl.load(x + row * x_row + head * x_head + half + at, inside, 0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / (2 * half) + eps)[:, None]
+    a, b = a * scale, b * scale
+    if BACKWARD:
+        g = tl.load(grad + row * grad_row + head * grad_head + at, inside, 0).to(tl.float32)
+        h = tl.load(grad + row * grad_row + head * grad_head + half + at, inside, 0).to(tl.float32)
+        g, h = (g * c + h * s) * weight_a, (h * c - g * s) * weight_b
+        mean = (tl.sum(g * a + h * b, 1) / (2 * half))[:, None]
+        a, b = scale * (g - a * mean), scale * (h - b * mean)
+    else:
+        a, b = a * weight_a, b * weight_b
+        a, b = a * c - b * s, b * c + a * s
+    tl.store(out + row * out_row + head * out_head + at, a, inside)
+    tl.store(out + row * out_row + head * out_head + half + at, b, inside)
+
+
+def norm_rotate(x, weight, eps, cos, sin, out) -> None:
+    _launch_norm_rotate(x, x, weight, eps, cos, sin, out, False)
+
+
+def norm_rotate_backward(grad, x, weight, eps, cos, sin, out) -> None:
+    _launch_norm_rotate(grad, x, weight, eps, cos, sin, out, True)
+
+
+def _launch_norm_rotate(grad, x, weight, eps, cos, sin, out, backward) -> None:
+    rows, heads, size = x.shape
+    strides = [(part, part.stride(0), part.stride(1)) for part in (grad, x, out)]
+    _norm_rotate[(rows, triton.cdiv(heads, 8))](
+        *(value for stride in strides for value in stride), weight, eps, cos, sin, cos.stride(0), heads, size // 2,
+        BACKWARD=backward, HEADS=8, HALF=triton.next_power_of_2(size // 2), num_warps=4,
     )  # fmt: skip
 
 

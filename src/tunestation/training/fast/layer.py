@@ -10,6 +10,7 @@ from torch import nn
 
 from tunestation.training.fast import ops
 from tunestation.training.fast.attention import Documents, attend
+from tunestation.training.fast.block import Block, Norm
 from tunestation.training.fast.projection import Projection, Scratch
 
 
@@ -30,7 +31,7 @@ class Step:
 
     documents: Documents
     cos: torch.Tensor
-    """[T, head size // 2], as `sin`."""
+    """[T, R // 2], as `sin`; R columns of a head turn."""
     sin: torch.Tensor
     seed: int | None
     """Of this micro-batch's dropout; None drops nothing."""
@@ -49,6 +50,8 @@ class Kept:
     tail_o: torch.Tensor
     middle: torch.Tensor
     """Residual stream between attention and MLP [T, K]."""
+    before_turning: torch.Tensor | None
+    """[T, all heads, size], where queries and keys are normalised."""
     gate_up: torch.Tensor | None = None
     tail_gate_up: torch.Tensor | None = None
     tail_down: torch.Tensor | None = None
@@ -57,17 +60,11 @@ class Kept:
 class Layer:
     """Runs one decoder layer of a Llama-like model over the weights of its modules."""
 
-    def __init__(self, module: nn.Module, index: int, projection: type[Projection], scratch: Scratch):
-        attention, mlp = module.self_attn, module.mlp
-        self.index = index
-        self.qkv = projection([attention.q_proj, attention.k_proj, attention.v_proj], scratch)
-        self.o = projection([attention.o_proj], scratch)
-        self.gate_up = projection([mlp.gate_proj, mlp.up_proj], scratch)
-        self.down = projection([mlp.down_proj], scratch)
-        self.projections = (self.qkv, self.o, self.gate_up, self.down)
-        self.norm1, self.norm2 = module.input_layernorm, module.post_attention_layernorm
-        self.size, self.scale = attention.head_dim, attention.scaling
-        self.heads = [size // self.size for size in self.qkv.sizes]
+    def __init__(self, block: Block, index: int, projection: type[Projection], scratch: Scratch):
+        self.block, self.index = block, index
+        self.qkv, self.o, self.gate_up, self.down = self.projections = [
+            projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
+        ]
         self.keep = Keep.ALL
 
     @property
@@ -89,22 +86,43 @@ class Layer:
         seed, seed_o, _, _ = self.seeds(step)
         rows = self.qkv.input(h)
         eight = self.qkv.eight(rows, self.qkv.columns)
-        normalise(self.norm1, h, rows[:, : self.qkv.columns], eight=eight)
-        qkv = self.qkv.forward(rows, seed, eight).unflatten(1, (-1, self.size))
+        normalise(self.block.norm1, h, rows[:, : self.qkv.columns], eight=eight)
+        qkv = self.qkv.forward(rows, seed, eight).unflatten(1, (-1, self.block.size))
         tail = rows[:, self.qkv.columns :].clone()
-        turned = qkv[:, : -self.heads[2]]
-        ops.rotate(turned, step.cos, step.sin, turned)
-        q, k, v = (part.detach().requires_grad_() for part in qkv.split(self.heads, 1))
+        q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
         with torch.enable_grad():
-            attention = attend(q, k, v, step.documents, self.scale)
+            attention = attend(q, k, v, step.documents, self.block.scale)
         rows = self.o.input(h)
         ops.copy(attention.detach().flatten(1), rows[:, : self.o.columns])
         added, middle = self.o.forward(rows, seed_o), torch.empty_like(h)
         tail_o = rows[:, self.o.columns :].clone()
         rows = self.gate_up.input(h)
         eight = self.gate_up.eight(rows, self.gate_up.columns)
-        normalise(self.norm2, h, rows[:, : self.gate_up.columns], added, middle, eight)
-        return Kept(q, k, v, attention, tail, tail_o, middle), (rows, eight)
+        normalise(self.block.norm2, h, rows[:, : self.gate_up.columns], added, middle, eight)
+        return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None), (rows, eight)
+
+    def _turn(self, qkv: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
+        """q, k, v [T, heads, size] as attention takes them: in place, unless heads are normalised."""
+        parts = qkv.split(self.block.heads, 1)
+        if not self.block.head_norms:
+            turned = qkv[:, : -self.block.heads[2]]
+            ops.rotate(turned, step.cos, step.sin, turned)
+            return parts
+        turned = qkv.new_empty(len(qkv), sum(self.block.heads[:2]), self.block.size).split(self.block.heads[:2], 1)
+        for norm, part, out in zip(self.block.head_norms, parts, turned, strict=False):
+            ops.norm_rotate(part, norm.weight, norm.eps, step.cos, step.sin, out)
+        return *turned, parts[2]
+
+    def _turn_back(self, d_q: torch.Tensor, d_k: torch.Tensor, kept: Kept, step: Step, out: torch.Tensor) -> None:
+        """The gradients of `_turn`'s q and k to `out` [T, all heads, size]."""
+        parts = out.split(self.block.heads, 1)
+        if not self.block.head_norms:
+            for gradient, part in zip((d_q, d_k), parts, strict=False):
+                ops.rotate(gradient, step.cos, step.sin, part, sign=-1)
+            return
+        before = kept.before_turning.split(self.block.heads, 1)
+        for norm, gradient, x, part in zip(self.block.head_norms, (d_q, d_k), before, parts, strict=False):
+            ops.norm_rotate_backward(gradient, x, norm.weight, norm.eps, step.cos, step.sin, part)
 
     def expand(self, kept: Kept, read: tuple, step: Step) -> None:
         """Gate and up from what they read."""
@@ -116,7 +134,7 @@ class Layer:
         """The layer's result from gate and up."""
         rows = self.down.input(kept.middle)
         eight = self.down.eight(rows, self.down.columns)
-        ops.swiglu(kept.gate_up, rows[:, : self.down.columns], eight)
+        ops.glu(kept.gate_up, rows[:, : self.down.columns], self.block.gelu, eight)
         added = self.down.forward(rows, self.seeds(step)[3], eight)
         kept.tail_down = rows[:, self.down.columns :].clone()
         return added.add_(kept.middle)
@@ -131,7 +149,7 @@ class Layer:
         else:
             rows = self.gate_up.input(h)
             read = rows, self.gate_up.eight(rows, self.gate_up.columns)
-            normalise(self.norm2, kept.middle, rows[:, : self.gate_up.columns], eight=read[1])
+            normalise(self.block.norm2, kept.middle, rows[:, : self.gate_up.columns], eight=read[1])
         self.expand(kept, read, step)
         kept.tail_down = tail_down
         return kept
@@ -139,7 +157,7 @@ class Layer:
     def left_out(self, kept: Kept) -> Kept:
         """`kept` without what is computed again."""
         if self.keep is Keep.INPUT:
-            return Kept(*[None] * 7, tail_down=kept.tail_down)
+            return Kept(*[None] * 8, tail_down=kept.tail_down)
         return replace(kept, gate_up=None, tail_gate_up=None) if self.keep is Keep.ATTENTION else kept
 
     def backward(self, h: torch.Tensor, kept: Kept, step: Step, d_out: torch.Tensor, wanted: bool) -> tuple:
@@ -156,14 +174,14 @@ class Layer:
         d_act = self.down.backward(rows, seed_down)
         grads = self.gate_up.widened(kept.gate_up)
         eight = self.gate_up.eight(grads, self.gate_up.outputs)
-        ops.swiglu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], eight)
+        ops.glu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], self.block.gelu, eight)
         kept.gate_up = None
         d_down = self.down.adapter_gradients(rows, d_act, kept.tail_down, seed_down)
         del rows, d_act
         dx = self.gate_up.backward(grads, seed, eight)
         del eight
         rows = self.o.gradient(d_out)
-        _denormalise(self.norm2, dx, kept.middle, rows[:, : self.o.outputs], d_out)
+        _denormalise(self.block.norm2, dx, kept.middle, rows[:, : self.o.outputs], d_out)
         d_gate_up = self.gate_up.adapter_gradients(grads, dx, kept.tail_gate_up, seed)
         return rows, [*d_gate_up, *d_down]
 
@@ -174,24 +192,23 @@ class Layer:
         d_o = self.o.adapter_gradients(d_middle, kept.attention.detach().flatten(1), kept.tail_o, seed_o)
         grads = self.qkv.gradient(h)
         turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
-        parts = grads[:, : self.qkv.outputs].unflatten(1, (-1, self.size)).split(self.heads, 1)
-        for gradient, part in zip(turned[:2], parts, strict=False):
-            ops.rotate(gradient, step.cos, step.sin, part, sign=-1)
-        ops.copy(turned[2].flatten(1), grads[:, self.qkv.outputs - self.qkv.sizes[2] : self.qkv.outputs])
-        del turned, d_attention
-        kept.attention = None
+        self._turn_back(*turned[:2], kept, step, grads[:, : self.qkv.outputs].unflatten(1, (-1, self.block.size)))
+        d_v = turned[2].flatten(1)
+        ops.copy(d_v, grads[:, self.qkv.outputs - d_v.shape[1] : self.qkv.outputs])
+        del turned, d_v, d_attention
+        kept.attention = kept.before_turning = None
         x, dh = self.qkv.backward(grads, seed, wanted=wanted), None
         if wanted:
             dh = torch.empty_like(h)
-            _denormalise(self.norm1, x, h, dh, d_middle[:, : self.o.outputs])
+            _denormalise(self.block.norm1, x, h, dh, d_middle[:, : self.o.outputs])
         else:
             x = torch.empty_like(h)
-            normalise(self.norm1, h, x)
+            normalise(self.block.norm1, h, x)
         return dh, [*self.qkv.adapter_gradients(grads, x, kept.tail_qkv, seed), *d_o]
 
 
 def normalise(
-    norm: nn.Module,
+    norm: Norm,
     h: torch.Tensor,
     out: torch.Tensor,
     added: torch.Tensor | None = None,
@@ -199,12 +216,12 @@ def normalise(
     eight: ops.Eight | None = None,
 ) -> None:
     """`norm` of h (or of h + added, kept in `total`) to `out`, and to `eight` in 8 bits."""
-    ops.rms_norm(h, norm.weight, norm.variance_epsilon, out, added, total, eight)
+    ops.rms_norm(h, norm.weight, norm.eps, out, added, total, eight)
 
 
-def _denormalise(norm: nn.Module, grad: torch.Tensor, h: torch.Tensor, out: torch.Tensor, residual: torch.Tensor) -> None:
+def _denormalise(norm: Norm, grad: torch.Tensor, h: torch.Tensor, out: torch.Tensor, residual: torch.Tensor) -> None:
     """The gradient of `norm`'s input to `out`, and its result, which adapters want, to `grad`."""
-    ops.rms_norm_backward(grad, h, norm.weight, norm.variance_epsilon, out, residual)
+    ops.rms_norm_backward(grad, h, norm.weight, norm.eps, out, residual)
 
 
 class _Layer(torch.autograd.Function):

@@ -12,25 +12,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from tunestation.training import memory
 from tunestation.training.fast import nf4
 from tunestation.training.fast.attention import Documents
+from tunestation.training.fast.block import Block, Norm, unknown
 from tunestation.training.fast.float8 import Float8Linear, Float8Projection
 from tunestation.training.fast.head import summed_loss
 from tunestation.training.fast.layer import Keep, Layer, Step
 from tunestation.training.fast.projection import Member, Projection, Scratch
 
-FAMILIES = ("llama", "mistral", "qwen2")
-"""Families of transformers whose decoder layer is: norm, q, k, v, half-split rotary, attention, o, norm, SwiGLU."""
 
-
-def obstacle(model: nn.Module) -> str | None:
-    """Why `model`, a peft model, takes transformers' own step; None if the fast one knows it."""
+def obstacle(model: nn.Module, longest: int) -> str | None:
+    """Why `model`, a peft model, takes transformers' own step on documents of up to `longest` tokens; None if the fast one knows it."""
     if not hasattr(model, "peft_config"):
         return "all weights learn"
     inner = model.get_base_model()
-    config = inner.config
-    if config.model_type not in FAMILIES:
-        return f"it does not know the family '{config.model_type}'"
-    if config.hidden_act != "silu" or getattr(config, "attention_dropout", 0) or _slides(config):
-        return "it knows silu, no dropout on attention and no sliding window"
+    reason = unknown(inner.config, longest)
+    if reason:
+        return reason
     for name, module in inner.model.layers.named_modules():
         if hasattr(module, "lora_A") or isinstance(module, nn.Linear):
             reason = _strange(Member(module)) if "lora_" not in name else None
@@ -41,15 +37,11 @@ def obstacle(model: nn.Module) -> str | None:
     return None
 
 
-def _slides(config: object) -> bool:
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
-
-
 def _strange(member: Member) -> str | None:
     if member.base.weight.requires_grad:
         return "learns"
     if hasattr(member.base.weight, "quant_state") and not nf4.supported(member.base.weight):
-        return "is quantised, but not to NF4 in blocks of 64 within a row"
+        return "is quantised, but not to NF4 in blocks of 64"
     return None
 
 
@@ -59,6 +51,8 @@ class Fast:
 
     model: PreTrainedModel
     layers: list[Layer]
+    norm: Norm
+    """After the last layer."""
     choice: memory.Choice
     """What is kept in memory."""
 
@@ -68,8 +62,10 @@ class Fast:
         inner, scratch = adapted.get_base_model(), Scratch()
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
         projection = Float8Projection if eight_bit else Projection
-        layers = [Layer(module, index, projection, scratch) for index, module in enumerate(inner.model.layers)]
-        fast = cls(inner, layers, memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS))
+        blocks = [Block.of(module, inner.config) for module in inner.model.layers]
+        layers = [Layer(block, index, projection, scratch) for index, block in enumerate(blocks)]
+        norm = Norm(inner.model.norm, blocks[0].norm1.offset)
+        fast = cls(inner, layers, norm, memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS))
         stock = inner.forward
         inner.forward = lambda *args, cu_seqlens=None, **options: (
             stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
@@ -98,7 +94,7 @@ class Fast:
             h = layer(h, step)
         head = self.model.lm_head.weight
         rows = max(1, self.choice.logits // (head.shape[0] * h.element_size()))
-        return CausalLMOutputWithPast(loss=summed_loss(h, backbone.norm, head, labelled, targets, rows))
+        return CausalLMOutputWithPast(loss=summed_loss(h, self.norm, head, labelled, targets, rows))
 
     def _seed(self) -> int | None:
         """Drawn from torch's generator on the host, which checkpoints keep."""

@@ -7,11 +7,15 @@ given, `out` is written there too, as `quantise_rows` would: it saves reading it
 
 from __future__ import annotations
 
+from math import pi
+
 import torch
 from torch.nn import functional
 
 Eight = tuple[torch.Tensor, torch.Tensor]
 """float8_e4m3fn values [T, K] and fp32 scales [T, 1]; their product is what they stand for."""
+GELU, CUBIC = 2 * (2 / pi) ** 0.5, 0.044715
+"""Of gelu by tanh (arXiv 1606.08415)."""
 
 
 def _kernels():
@@ -62,38 +66,73 @@ def rms_norm_backward(
     grad.copy_(unit * weight.float())
 
 
-def swiglu(gate_up: torch.Tensor, out: torch.Tensor, eight: Eight | None = None) -> None:
-    """out [T, K] = silu(gate) * up (arXiv 2002.05202); gate_up [T, 2K] holds gate, then up."""
+def glu(gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None) -> None:
+    """out [T, K] = act(gate) * up (arXiv 2002.05202), act silu or, with `gelu`, gelu by tanh; gate_up [T, 2K] holds gate, then up."""
     if gate_up.is_cuda:
-        return _kernels().swiglu(gate_up, out, eight)
+        return _kernels().glu(gate_up, out, gelu, eight)
     gate, up = gate_up.float().chunk(2, 1)
-    out.copy_(functional.silu(gate) * up)
+    out.copy_((functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)) * up)
     _fill(eight, out)
 
 
-def swiglu_backward(gate_up: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, eight: Eight | None = None) -> None:
-    """out [T, 2K] = gradients of gate and up, and may be `gate_up`; `grad` [T, K], of swiglu's result, is overwritten with that result."""
+def glu_backward(gate_up: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None) -> None:
+    """out [T, 2K] = gradients of gate and up, and may be `gate_up`; `grad` [T, K], of glu's result, is overwritten with that result."""
     if gate_up.is_cuda:
-        return _kernels().swiglu_backward(gate_up, grad, out, eight)
+        return _kernels().glu_backward(gate_up, grad, out, gelu, eight)
     gate, up = gate_up.float().chunk(2, 1)
-    g, sigmoid = grad.float(), torch.sigmoid(gate)
-    silu = gate * sigmoid
-    result = silu * up
-    out.copy_(torch.cat([g * up * (sigmoid + silu * (1 - sigmoid)), g * silu], 1))
+    g, (act, slope) = grad.float(), _activate(gate, gelu)
+    result = act * up
+    out.copy_(torch.cat([g * up * slope, g * act], 1))
     grad.copy_(result)
     _fill(eight, out)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, sign: int = 1) -> None:
-    """Rotary embedding (arXiv 2104.09864) in the half-split layout; x, out [T, heads, size]; cos, sin [T, size // 2].
+def _activate(gate: torch.Tensor, gelu: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The activation and its slope.
 
-    `sign` -1 turns back: the gradient. `out` may be `x`.
+    Both are x sigmoid(z): silu with z = x, gelu by tanh with z = 2 sqrt(2 / pi) (x + 0.044715 x^3).
     """
+    z, dz = (GELU * (gate + CUBIC * gate**3), GELU * (1 + 3 * CUBIC * gate**2)) if gelu else (gate, 1.0)
+    sigmoid = torch.sigmoid(z)
+    act = gate * sigmoid
+    return act, sigmoid + act * (1 - sigmoid) * dz
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, sign: int = 1) -> None:
+    """Rotary embedding (arXiv 2104.09864) in the half-split layout; x, out [T, heads, size]; cos, sin [T, R // 2], R the columns that turn.
+
+    `sign` -1 turns back: the gradient. `out` may be `x`. Columns behind R stay as they are.
+    """
+    turning = 2 * cos.shape[1]
+    if turning < x.shape[2] and out.data_ptr() != x.data_ptr():
+        out[..., turning:].copy_(x[..., turning:])
+    x, out = x[..., :turning], out[..., :turning]
     if x.is_cuda:
         return _kernels().rotate(x, cos, sin, out, sign)
     c, s = cos.float()[:, None], sin.float()[:, None] * sign
     a, b = x.float().chunk(2, 2)
     out.copy_(torch.cat([a * c - b * s, b * c + a * s], 2))
+
+
+def norm_rotate(x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
+    """out = rotate(rms_norm(x) of each head); x, out [T, heads, size], weight [size], cos, sin [T, size // 2]."""
+    if x.is_cuda:
+        return _kernels().norm_rotate(x, weight, eps, cos, sin, out)
+    x = x.float()
+    rotate(x * torch.rsqrt(x.square().mean(2, keepdim=True) + eps) * weight.float(), cos, sin, out)
+
+
+def norm_rotate_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor
+) -> None:
+    """out [T, heads, size] = gradient of norm_rotate's x; `grad` of its result. The weight is frozen."""
+    if x.is_cuda:
+        return _kernels().norm_rotate_backward(grad, x, weight, eps, cos, sin, out)
+    x, turned = x.float(), torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    rotate(grad, cos, sin, turned, sign=-1)
+    g, scale = turned * weight.float(), torch.rsqrt(x.square().mean(2, keepdim=True) + eps)
+    unit = x * scale
+    out.copy_(scale * (g - unit * (g * unit).mean(2, keepdim=True)))
 
 
 def copy(x: torch.Tensor, out: torch.Tensor) -> None:

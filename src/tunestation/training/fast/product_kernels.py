@@ -7,33 +7,44 @@ import triton.language as tl
 
 
 @triton.jit
-def _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, block, inside, NESTED: tl.constexpr):
-    """Blocks of 64 weights to rows of `out`."""
+def _nf4_blocks(
+    packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, block, end, NESTED: tl.constexpr, RAGGED: tl.constexpr
+):
+    """Blocks of 64 weights to rows of `out`, those before weight `end`; `RAGGED`: a block may go over the end of a row or of all."""
+    first = block.to(tl.int64) * 64
+    inside = first < end
     if NESTED:
         index = tl.load(scale_codes + block, inside, 0)
         scale = tl.load(code2 + index) * tl.load(scales2 + block // 256, inside, 0) + tl.load(offset)
     else:
         scale = tl.load(scale_codes.to(tl.pointer_type(tl.float32)) + block, inside, 0)
-    byte = tl.load(packed + block[:, None] * 32 + tl.arange(0, 32)[None, :], inside[:, None], 0)
+    pair = block[:, None] * 32 + tl.arange(0, 32)[None, :]
+    byte = tl.load(packed + pair, pair * 2 < end if RAGGED else inside[:, None], 0)
     high = tl.load(code + (byte >> 4)) * scale[:, None]
     low = tl.load(code + (byte & 15)) * scale[:, None]
-    first = block.to(tl.int64) * 64
-    start = first // columns * out_row + first % columns
-    tl.store(out + start[:, None] + tl.arange(0, 64)[None, :], tl.interleave(high, low), inside[:, None])
+    at = tl.arange(0, 64)[None, :]
+    if RAGGED:
+        weight = first[:, None] + at
+        tl.store(out + weight // columns * out_row + weight % columns, tl.interleave(high, low), weight < end)
+    else:
+        start = first // columns * out_row + first % columns
+        tl.store(out + start[:, None] + at, tl.interleave(high, low), inside[:, None])
 
 
 @triton.jit
-def _nf4(packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, blocks, NESTED: tl.constexpr, BLOCKS: tl.constexpr):
+def _nf4(
+    packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, weights,
+    NESTED: tl.constexpr, RAGGED: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
-    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, block, block < blocks, NESTED)
+    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, out, out_row, columns, block, weights, NESTED, RAGGED)
 
 
 def dequantise_nf4(packed, code, scale_codes, nested, out) -> None:
-    blocks = packed.numel() // 32
     code2, scales2, offset = nested or (code, code, code)
-    _nf4[(triton.cdiv(blocks, 64),)](
-        packed, code, scale_codes, code2, scales2, offset, out, out.stride(0), out.shape[1], blocks,
-        NESTED=nested is not None, BLOCKS=64, num_warps=4,
+    _nf4[(triton.cdiv(out.numel(), 4096),)](
+        packed, code, scale_codes, code2, scales2, offset, out, out.stride(0), out.shape[1], out.numel(),
+        NESTED=nested is not None, RAGGED=out.shape[1] % 64 != 0, BLOCKS=64, num_warps=4,
         enable_fp_fusion=False,  # a fused multiply-add would round once where bitsandbytes rounds twice
     )  # fmt: skip
 
@@ -50,14 +61,15 @@ def _fill_base(table, out, out_row, program, N0: tl.constexpr, N1: tl.constexpr,
     """4096 weights of one member."""
     element = program.to(tl.int64) * 4096
     member, start = _member_of(element // K, N0, N1, N2)
-    block = ((element - start.to(tl.int64) * K) // 64).to(tl.int32) + tl.arange(0, 64)
+    first = element - start.to(tl.int64) * K
+    block = (first // 64).to(tl.int32) + tl.arange(0, 64)
     entry = table + member * 8
     packed, scale_codes = tl.load(entry).to(tl.pointer_type(tl.uint8)), tl.load(entry + 2).to(tl.pointer_type(tl.uint8))
     code, code2 = tl.load(entry + 1).to(tl.pointer_type(tl.float32)), tl.load(entry + 3).to(tl.pointer_type(tl.float32))
     scales2, offset = tl.load(entry + 4).to(tl.pointer_type(tl.float32)), tl.load(entry + 5).to(tl.pointer_type(tl.float32))
     target = out + start.to(tl.int64) * out_row
     packed = tl.multiple_of(packed, 16)  # as torch allocates; else bytes would be read one by one
-    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, target, out_row, K, block, block >= 0, NESTED)
+    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, target, out_row, K, block, first + 4096, NESTED, K % 64 != 0)
 
 
 @triton.jit

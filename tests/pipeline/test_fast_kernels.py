@@ -1,26 +1,36 @@
-"""Each Triton kernel of the fast step against its definition in torch, which runs on the CPU."""
+"""Each Triton kernel of the fast step against its definition in torch: on a GPU, else in Triton's interpreter."""
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from peft import LoraConfig
+from peft.tuners.lora.bnb import Linear4bit as LoraLinear
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+"""Of what kernels read and write; the interpreter cuts bfloat16 and 8-bit floats off instead of rounding them."""
 pytest.importorskip("triton")
 
-from tunestation.training.fast import kernels, nf4, ops, product_kernels
-from tunestation.training.fast.attention import Documents, attend
+from tunestation.training.fast import kernels, nf4, ops, product_kernels  # noqa: E402
+from tunestation.training.fast.attention import Documents, attend  # noqa: E402
+from tunestation.training.fast.projection import Projection, Scratch  # noqa: E402
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-DEVICE = "cuda"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 ROWS, COLUMNS, PAD = 37, 320, 24
 
 
-def numbers(*shape, dtype=torch.bfloat16):
+def numbers(*shape, dtype=DTYPE):
     """Random values."""
     return torch.randn(shape).to(dtype)
 
 
-def strided(rows, columns, dtype=torch.bfloat16):
+def moved(x):
+    """A copy where kernels run."""
+    return None if x is None else x.to(DEVICE, copy=True)
+
+
+def strided(rows, columns, dtype=DTYPE):
     """Two equal sets of unwritten rows with room behind each: for the CPU, and for the kernel."""
     return [torch.full((rows, columns + PAD), float("nan"), dtype=dtype, device=device)[:, :columns] for device in ("cpu", DEVICE)]
 
@@ -40,7 +50,7 @@ def near_eight(found, wanted):
     """The same 8-bit numbers, but for a few on the edge between two."""
     if wanted:
         near(found[1], wanted[1], 1e-2)
-        near(found[0].cpu().float() * found[1].cpu(), wanted[0].float() * wanted[1], 1e-2)
+        near(found[0].cpu().float() * found[1].cpu(), wanted[0].float() * wanted[1], 1e-2 if DEVICE == "cuda" else 8e-2)
 
 
 @pytest.mark.parametrize("eight", [False, True])
@@ -50,7 +60,7 @@ def test_norm(add, eight):
     outs, totals = strided(ROWS, COLUMNS), [torch.empty_like(h), torch.empty_like(h, device=DEVICE)] if add else [None, None]
     small = eights(ROWS, COLUMNS, eight)
     ops.rms_norm(h, weight, 1e-6, outs[0], added, totals[0], small[0])
-    kernels.rms_norm(h.to(DEVICE), weight.to(DEVICE), 1e-6, outs[1], added.to(DEVICE) if add else None, totals[1], small[1])
+    kernels.rms_norm(moved(h), moved(weight), 1e-6, outs[1], moved(added), totals[1], small[1])
     near(outs[1], outs[0])
     near_eight(small[1], small[0])
     if add:
@@ -61,25 +71,26 @@ def test_norm(add, eight):
 def test_gradient_of_the_norm(past):
     grad, h, weight, residual = numbers(ROWS, COLUMNS), numbers(ROWS, COLUMNS), numbers(COLUMNS), numbers(ROWS, COLUMNS) if past else None
     outs = strided(ROWS, COLUMNS)
-    theirs = grad.to(DEVICE)
+    theirs = moved(grad)
     ops.rms_norm_backward(grad, h, weight, 1e-6, outs[0], residual)
-    kernels.rms_norm_backward(theirs, h.to(DEVICE), weight.to(DEVICE), 1e-6, outs[1], residual.to(DEVICE) if past else None)
+    kernels.rms_norm_backward(theirs, moved(h), moved(weight), 1e-6, outs[1], moved(residual))
     near(outs[1], outs[0])
     near(theirs, grad)
 
 
+@pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("eight", [False, True])
 @pytest.mark.parametrize("columns", [COLUMNS, 5000])
-def test_swiglu_and_its_gradient(columns, eight):
+def test_gated_units_and_their_gradient(columns, eight, gelu):
     gate_up, outs, small = numbers(ROWS, 2 * columns), strided(ROWS, columns), eights(ROWS, columns, eight)
-    ops.swiglu(gate_up, outs[0], small[0])
-    kernels.swiglu(gate_up.to(DEVICE), outs[1], small[1])
+    ops.glu(gate_up, outs[0], gelu, small[0])
+    kernels.glu(moved(gate_up), outs[1], gelu, small[1])
     near(outs[1], outs[0])
     near_eight(small[1], small[0])
     grads, outs, small = numbers(ROWS, columns), strided(ROWS, 2 * columns), eights(ROWS, 2 * columns, eight)
-    theirs = grads.to(DEVICE)
-    ops.swiglu_backward(gate_up, grads, outs[0], small[0])
-    kernels.swiglu_backward(gate_up.to(DEVICE), theirs, outs[1], small[1])
+    theirs = moved(grads)
+    ops.glu_backward(gate_up, grads, outs[0], gelu, small[0])
+    kernels.glu_backward(moved(gate_up), theirs, outs[1], gelu, small[1])
     near(outs[1], outs[0])
     near_eight(small[1], small[0])
     near(theirs, grads)
@@ -88,15 +99,31 @@ def test_swiglu_and_its_gradient(columns, eight):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_rotary(sign):
     x, cos, sin = numbers(ROWS, 20, 64), numbers(ROWS, 32), numbers(ROWS, 32)
-    here, there = x.clone(), x.to(DEVICE)
+    here, theirs = x.clone(), moved(x)
     ops.rotate(here, cos, sin, here, sign)
-    kernels.rotate(there, cos.to(DEVICE), sin.to(DEVICE), there, sign)
-    near(there, here)
+    kernels.rotate(theirs, moved(cos), moved(sin), theirs, sign)
+    near(theirs, here)
+
+
+@pytest.mark.parametrize("size", [64, 80])
+def test_norm_and_rotary_of_heads_and_their_gradient(size):
+    """Heads lie in rows that hold other heads too."""
+    x, grad, weight = numbers(ROWS, 20, size)[:, 3:14], numbers(ROWS, 11, size), numbers(size)
+    turning = numbers(ROWS, size // 2), numbers(ROWS, size // 2)
+    outs = [torch.full((ROWS, 20, size), float("nan"), dtype=x.dtype, device=device)[:, 3:14] for device in ("cpu", DEVICE)]
+    theirs = [moved(part) for part in turning]
+    there = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE).copy_(x)
+    ops.norm_rotate(x, weight, 1e-6, *turning, outs[0])
+    kernels.norm_rotate(there, moved(weight), 1e-6, *theirs, outs[1])
+    near(outs[1], outs[0])
+    ops.norm_rotate_backward(grad, x, weight, 1e-6, *turning, outs[0])
+    kernels.norm_rotate_backward(moved(grad), there, moved(weight), 1e-6, *theirs, outs[1])
+    near(outs[1], outs[0])
 
 
 def test_copy_to_strided_rows():
     x, outs = numbers(ROWS, COLUMNS), strided(ROWS, COLUMNS)
-    kernels.copy(x.to(DEVICE), outs[1])
+    kernels.copy(moved(x), outs[1])
     near(outs[1], x, 0)
 
 
@@ -107,16 +134,16 @@ def test_adding_a_product_of_low_rank(rank, turned):
     outs = strided(150, 200)
     for out in outs:
         out.copy_(y)
-    product_kernels.add_low_rank(outs[1], tail.to(DEVICE), b.to(DEVICE), 0.25)
+    product_kernels.add_low_rank(outs[1], moved(tail), moved(b), 0.25)
     near(outs[1], y.float() + 0.25 * tail.float() @ b.float().t())
 
 
 @pytest.mark.parametrize("columns", [1000, 9001])
 def test_cross_entropy(columns):
     logits, targets = numbers(ROWS, columns) * 3, torch.randint(columns, (ROWS,))
-    theirs, losses = logits.to(DEVICE), [torch.empty(ROWS), torch.empty(ROWS, device=DEVICE)]
+    theirs, losses = moved(logits), [torch.empty(ROWS), torch.empty(ROWS, device=DEVICE)]
     ops.cross_entropy(logits, targets, losses[0])
-    product_kernels.cross_entropy(theirs, targets.to(DEVICE), losses[1])
+    product_kernels.cross_entropy(theirs, moved(targets), losses[1])
     near(losses[1], losses[0], 1e-5)
     near(theirs, logits)
 
@@ -125,7 +152,7 @@ def test_cross_entropy(columns):
 def test_dropout_draws_the_same_mask(add):
     x, added, outs = numbers(ROWS, COLUMNS), numbers(ROWS, COLUMNS) if add else None, strided(ROWS, COLUMNS)
     ops.dropout(x, 0.3, 2**31 - 5, outs[0], added)
-    kernels.dropout(x.to(DEVICE), 0.3, 2**31 - 5, outs[1], added.to(DEVICE) if add else None)
+    kernels.dropout(moved(x), 0.3, 2**31 - 5, outs[1], moved(added))
     near(outs[1], outs[0], 1e-3)
 
 
@@ -139,16 +166,43 @@ def test_rows_in_8_bit():
 
 
 @pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("shape", [(64, 128), (193, 1024), (5, 64)])
+@pytest.mark.parametrize("shape", [(64, 128), (193, 1024), (5, 64), (256, 688), (7, 10), (12, 2080)])
 def test_nf4_to_the_bit_of_bitsandbytes(shape, nested):
     weight = bnb.nn.Params4bit(numbers(*shape) * 0.3, requires_grad=False, quant_type="nf4", compress_statistics=nested).to(DEVICE)
-    out = torch.full((shape[0], shape[1] + PAD), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    out = torch.full((shape[0], shape[1] + PAD), float("nan"), dtype=DTYPE, device=DEVICE)
     state = weight.quant_state
     table = (state.state2.code, state.state2.absmax, state.offset) if nested else None
     product_kernels.dequantise_nf4(weight.data.view(-1), state.code, state.absmax, table, out[:, : shape[1]])
     assert torch.equal(out[:, : shape[1]], dequantize_4bit(weight.data, state))
     assert out[:, shape[1] :].isnan().all()
     assert nf4.supported(weight)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(("sizes", "columns", "ranks"), [((64, 128, 64), 192, (8, 0, 4)), ((256,), 688, (8,)), ((64, 64), 1088, (0, 16))])
+def test_one_launch_writes_what_single_copies_write(sizes, columns, ranks, nested):
+    modules = [layer(size, columns, rank, nested) for size, rank in zip(sizes, ranks, strict=True)]
+    projection = Projection(modules, Scratch())
+    shape = projection.outputs + projection.rank, projection.columns + projection.rank
+    one, other = torch.zeros(shape, dtype=DTYPE, device=DEVICE), torch.zeros(shape, dtype=DTYPE, device=DEVICE)
+    with torch.no_grad():
+        projection._fill_at_once(one, base=True, four_bit=True)
+        projection._read_base(other)
+        projection._read_adapters(other)
+    assert torch.equal(one, other)
+    assert one.abs().sum() > 0
+
+
+def layer(outputs, inputs, rank, nested):
+    """An NF4 layer under an adapter of `rank`, bare for 0."""
+    weight = bnb.nn.Params4bit(numbers(outputs, inputs), requires_grad=False, quant_type="nf4", compress_statistics=nested)
+    bare = bnb.nn.Linear4bit(inputs, outputs, bias=False, compute_dtype=DTYPE, quant_type="nf4", device="meta")
+    bare.weight = weight.to(DEVICE)
+    if not rank:
+        return bare
+    adapted = LoraLinear(bare, "default", LoraConfig(r=rank, lora_alpha=12), r=rank, lora_alpha=12)
+    adapted.lora_B["default"].weight.data.normal_()
+    return adapted.to(DEVICE)
 
 
 @pytest.mark.parametrize("lengths", [(64, 64, 64), (3, 100, 41, 64)])
