@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -50,8 +49,9 @@ def _varlen() -> tuple:
 
 
 def _one_by_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float) -> torch.Tensor:
+    lengths = documents.cu_seqlens.diff().tolist()
     found = []
-    for start, end in pairwise(documents.cu_seqlens.tolist()):
-        parts = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-        found.append(scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(0, 1))
+    for parts in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):  # slices would each have a gradient as large as the whole
+        q, k, v = (part.transpose(0, 1)[None] for part in parts)
+        found.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(0, 1))
     return torch.cat(found)
