@@ -1,9 +1,10 @@
-"""Conversion of a 7B-shaped InternLM2 folder of random weights, against plain copying of the same bytes.
+"""What fetch does with a 7B-shaped InternLM2 folder of random weights, against plain copying of the same bytes.
 
     python bench/convert.py [--root FOLDER] [--layers 32] [--out FILE.json]
 
-Both begin with the source out of the page cache and end when every byte is on the disk. Each runs in a process of its own,
-whose largest resident memory is read (mapped pages of files count). Needs twice the model's size on the disk of --root.
+fetch hashes the source, converts it, and knows the digests of the result. The copy is shutil.copytree, without any digest. Both
+begin with the source out of the page cache and end when every byte is on the disk. Each runs in a process of its own, whose
+largest resident memory is read (mapped pages of files count). Needs twice the model's size on the disk of --root.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from tunestation.models.native.convert import convert
+from tunestation.fetching.conversion import converted
+from tunestation.fetching.manifest import FetchedModel
+from tunestation.models.folder import model_files
 from tunestation.models.shards import Planned, write_shards
+from tunestation.pipeline.digest import Digests
+from tunestation.pipeline.volumes import Volumes
 
 CONFIG = {
     "model_type": "internlm2",
@@ -95,13 +100,20 @@ def work(way: str, source: Path, into: Path) -> dict:
     if way == "copy":
         shutil.copytree(source, into)
     else:
-        convert(source, into, {}, "bench")
-    for path in into.iterdir():
+        fetch(source, into)
+    for path in (path for path in into.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     seconds = time.monotonic() - begin
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())  # getrusage would count this one's parent
     return {"seconds": seconds, "peak_bytes": int(peak[1]) * 1024}
+
+
+def fetch(source: Path, into: Path) -> None:
+    """As the stage of that name, with nothing known from earlier."""
+    volumes, digests = Volumes(into, into, source.parent, into / "cache"), Digests(into / "cache")
+    files = {path.name: sha256 for path, sha256 in digests.of_all(model_files(source)).items()}
+    converted(FetchedModel(f"recipe:{source.name}", None, None, files), volumes, digests)
 
 
 def measured(way: str, source: Path, into: Path) -> dict:

@@ -32,18 +32,23 @@ def converted(model: FetchedModel, volumes: Volumes, digests: Digests) -> Fetche
     place = Place(volumes.path(ref), "TUNE_MODELS")
     with writing(place), alone(place):
         if not place.final.is_dir():
-            _make(folder, place, model, family_name)
-    files = {path.name: digests.of(path) for path in model_files(place.final)}
+            for name, sha256 in _make(folder, place, model, family_name).items():
+                digests.remember(place.final / name, sha256)
+    files = {path.name: sha256 for path, sha256 in digests.of_all(model_files(place.final)).items()}
     return FetchedModel(ref, model.repo, model.commit, files, source)
 
 
-def _make(folder: Path, place: Place, model: FetchedModel, family: str) -> None:
-    """In `.partial` until it is whole; what an interrupted run left there is of the same source, as the name says."""
+def _make(folder: Path, place: Place, model: FetchedModel, family: str) -> dict[str, str]:
+    """In `.partial` until it is whole; what an interrupted run left there is of the same source, as the name says.
+
+    Returns the digests of the weight files that were written.
+    """
     from tunestation.models.native.convert import convert
 
     size = sum(path.stat().st_size for path in model_files(folder))
     there = sum(path.stat().st_size for path in place.partial.glob("*")) if place.partial.is_dir() else 0
     check_space(model.name, size - there, place)
     print(f"converting {model.name} ({family}), {amount(size)}, into safetensors that load without code: {place.final}", flush=True)
-    convert(folder, place.partial, model.files, model.name)
+    written = convert(folder, place.partial, model.files, model.name)
     place.partial.rename(place.final)
+    return written

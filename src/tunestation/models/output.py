@@ -9,9 +9,11 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import cycle
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -21,10 +23,36 @@ BLOCKS = 4
 """One is filled while those before it are hashed and written."""
 
 
-def write_file(path: Path, content: Iterable[torch.Tensor], hashed: bool) -> str:
-    """Write `content`, tensors of uint8 [bytes], one after another; returns once all is on the disk: its SHA-256, or an empty text.
+@dataclass(frozen=True)
+class Span:
+    """Bytes that lie in a file already."""
 
-    Each tensor is copied before the next one is asked for. Bytes do not go through the page cache where the file system can
+    file: BinaryIO
+    """Open for as long as the span is used; not buffered."""
+    offset: int
+    nbytes: int
+
+    def read(self) -> torch.Tensor:
+        """A copy of them: uint8 [bytes]."""
+        content = torch.empty(self.nbytes, dtype=torch.uint8)
+        self.into(memoryview(content.numpy()), 0)
+        return content
+
+    def into(self, room: memoryview, begin: int) -> None:
+        """Fill `room` with the bytes from `begin` on, once: the page cache forgets them. Raises OSError if the file became shorter."""
+        file, place, end = self.file.fileno(), self.offset + begin, self.offset + begin + len(room)
+        while room:
+            count = os.preadv(file, [room], place)
+            if not count:
+                raise OSError(errno.EIO, "became shorter while it was read", self.file.name)
+            room, place = room[count:], place + count
+        os.posix_fadvise(file, self.offset + begin, end - self.offset - begin, os.POSIX_FADV_DONTNEED)
+
+
+def write_file(path: Path, content: Iterable[torch.Tensor | Span], hashed: bool) -> str:
+    """Write `content`, one after another; returns once all is on the disk: its SHA-256, or an empty text.
+
+    Tensors are uint8 [bytes], and copied before the next one is asked for. Bytes do not go through the page cache where the file system can
     do without (O_DIRECT, open(2)): filling its pages costs the processor several times what everything else here does, and
     drives out what other programs read again.
     """
@@ -47,19 +75,28 @@ def write_file(path: Path, content: Iterable[torch.Tensor], hashed: bool) -> str
     return digest.hexdigest() if hashed else ""
 
 
-def _filled(content: Iterable[torch.Tensor]) -> Iterator[memoryview]:
+def _filled(content: Iterable[torch.Tensor | Span]) -> Iterator[memoryview]:
     """The bytes of `content` in blocks of one size, the last one shorter. A block is used again after `BLOCKS` of them."""
     blocks = cycle([mmap.mmap(-1, BLOCK) for _ in range(BLOCKS)])  # begin at a page, as writing past the cache wants
     block, used = next(blocks), 0
-    for tensor in content:
-        while len(tensor):
-            room = torch.frombuffer(block, dtype=torch.uint8)[used : used + len(tensor)]
-            room.copy_(tensor[: len(room)])
-            tensor, used = tensor[len(room) :], used + len(room)
+    for piece in content:
+        done = 0
+        while done < piece.nbytes:
+            room = memoryview(block)[used : used + piece.nbytes - done]
+            _fill(room, piece, done)
+            done, used = done + len(room), used + len(room)
             if used == BLOCK:
                 yield memoryview(block)
                 block, used = next(blocks), 0
     yield memoryview(block)[:used]
+
+
+def _fill(room: memoryview, piece: torch.Tensor | Span, begin: int) -> None:
+    """Bytes of `piece` from `begin` on into `room`."""
+    if isinstance(piece, Span):
+        piece.into(room, begin)
+    else:
+        torch.frombuffer(room, dtype=torch.uint8).copy_(piece[begin : begin + len(room)])
 
 
 def _write(file: int, block: memoryview) -> None:

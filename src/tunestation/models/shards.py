@@ -15,33 +15,18 @@ from typing import TypeVar
 
 import torch
 
-from tunestation.errors import InputError
 from tunestation.models.folder import INDEX
-from tunestation.models.output import write_file
+from tunestation.models.output import Span, write_file
+from tunestation.models.stored import DTYPES, stored_in
 from tunestation.pipeline.digest import file_digest
 from tunestation.pipeline.files import read_json, write_json
 
 BLOCK = 64 * 2**20
-"""Bytes that are written, and hashed, at once: what is resident beside the tensor at hand."""
+"""Bytes that are read before the memory of what was read is given back."""
 AHEAD = 4 * BLOCK
 """Bytes behind a tensor that the operating system fetches from the disk while the tensor is used."""
 WAITING = 2
 """Pieces that are made beside those that keep the processors busy, since making one begins with waiting for the disk."""
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-"""How the safetensors format spells a dtype."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -50,7 +35,7 @@ class Shards:
 
     def __init__(self, source: Path):
         """`source` is a model folder, or one file. Raises InputError for no weights, and for a pickle that wants more than tensors."""
-        self._files = [_open(path) for path in ([source] if source.is_file() else weight_files(source))]
+        self._files = [_File(path) for path in ([source] if source.is_file() else weight_files(source))]
         self._where = {name: file for file in self._files for name in file.tensors}
 
     @property
@@ -63,11 +48,15 @@ class Shards:
 
     def meta(self, name: str) -> torch.Tensor:
         """Shape and dtype of a tensor, on the device `meta`."""
-        return self._where[name].tensors[name]
+        return self._where[name].tensors[name].meta
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor on the CPU, mapped from its file; to be used up before the next `release`, or copied."""
         return self._where[name].read(name)
+
+    def rows(self, name: str, first: int = 0, count: int | None = None) -> Piece:
+        """Rows of a tensor, numbers of a vector, or all of it: where they lie, which `write_shards` copies as they are."""
+        return self._where[name].rows(name, first, count)
 
     def release(self) -> None:
         """Give back the memory of everything read so far; the operating system may keep the pages as its own cache."""
@@ -85,72 +74,38 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
-class _SafetensorsFile:
-    """Eight bytes of header length, the header (JSON), and the tensors' bytes one after another."""
+class _File:
+    """A file of weights, mapped."""
 
     def __init__(self, path: Path):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of memory it may not write
+        self.tensors = stored_in(path)
+        self._file = path.open("rb", buffering=0)
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of memory it may not write
         self._map.madvise(mmap.MADV_SEQUENTIAL)
-        header.pop("__metadata__", None)
-        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        self._offsets = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries}
-        self.tensors = {name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta") for name, entry in entries}
 
     def read(self, name: str) -> torch.Tensor:
-        meta, offset = self.tensors[name], self._offsets[name]
-        start = offset - offset % mmap.PAGESIZE
+        found = self.tensors[name]
+        meta, start = found.meta, found.offset - found.offset % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, start, min(len(self._map) - start, meta.nbytes + AHEAD))
-        flat = torch.frombuffer(self._map, dtype=meta.dtype, count=meta.numel(), offset=offset)
-        return flat.view(meta.shape)
+        flat = torch.frombuffer(self._map, dtype=meta.dtype, count=found.extent, offset=found.offset)
+        return flat.as_strided(meta.shape, meta.stride())
+
+    def rows(self, name: str, first: int, count: int | None) -> Piece:
+        found = self.tensors[name]
+        if not found.meta.is_contiguous():  # pickles may hold transposed ones
+            return lambda: self.read(name) if count is None else self.read(name)[first : first + count]
+        if count is None:
+            return Span(self._file, found.offset, found.meta.nbytes)
+        width = found.meta.nbytes // len(found.meta)
+        return Span(self._file, found.offset + first * width, count * width)
 
     def release(self) -> None:
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
-class _PickleFile:
-    """A zip of one pickle, which names tensors, and of their bytes; only a pickle that builds nothing else is read."""
-
-    def __init__(self, path: Path):
-        self._path, self._loaded = path, None
-        _refuse_objects(path)
-        self.tensors = {name: tensor.to("meta") for name, tensor in self._content().items()}
-        self.release()
-
-    def _content(self) -> dict[str, torch.Tensor]:
-        if self._loaded is None:
-            content = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-            self._loaded = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        return self._loaded
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._content()[name]
-
-    def release(self) -> None:
-        self._loaded = None  # the mapping goes with the last tensor; reading the pickle again takes milliseconds
-
-
-def _open(path: Path) -> _SafetensorsFile | _PickleFile:
-    return _SafetensorsFile(path) if path.suffix == ".safetensors" else _PickleFile(path)
-
-
-def _refuse_objects(path: Path) -> None:
-    """Look, without building anything, for what else than tensors a pickle would import."""
-    try:
-        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError) as error:
-        what = f"is not a file that torch.save wrote, or is from before torch 1.6 ({str(error).splitlines()[0]})."
-        raise InputError(what, str(path), "Fetch it again, or use a revision with safetensors.") from None
-    if wanted:
-        what = f"is a pickle that wants more than tensors: {', '.join(sorted(wanted))}. It was not read."
-        raise InputError(what, str(path), "Use a safetensors revision of this model, from someone you trust.")
-
-
 Made = TypeVar("Made")
-Piece = Callable[[], torch.Tensor]
-"""Makes some rows of a tensor, on whatever thread."""
+Piece = Callable[[], torch.Tensor] | Span
+"""Makes some rows of a tensor, on whatever thread; or says where their bytes are."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +119,16 @@ class Planned:
     """Makes it when its turn comes: on the CPU, with the shape and dtype of `meta`."""
     pieces: Callable[[], Iterator[Piece]] | None = None
     """Its rows a few at a time, in order, so that it is never in memory as a whole; None writes what `load` makes."""
+
+
+def moved(name: str, meta: torch.Tensor, pieces: Callable[[], Iterator[Piece]]) -> Planned:
+    """A tensor that is put together from rows of others as they are."""
+    return Planned(name, meta, lambda: _joined(pieces(), meta), pieces)
+
+
+def _joined(pieces: Iterator[Piece], meta: torch.Tensor) -> torch.Tensor:
+    content = torch.cat([piece.read() if isinstance(piece, Span) else _flat(piece()) for piece in pieces])
+    return content.view(meta.dtype).view(meta.shape)
 
 
 def write_shards(
@@ -206,18 +171,18 @@ def _write_shard(shard: list[Planned], path: Path, release: Callable[[], None], 
     return digest
 
 
-def _released(content: Iterator[torch.Tensor], release: Callable[[], None]) -> Iterator[torch.Tensor]:
+def _released(content: Iterator[torch.Tensor | Span], release: Callable[[], None]) -> Iterator[torch.Tensor | Span]:
     """`content`, where what was read for it is forgotten now and then."""
     read = 0
     for tensor in content:
         yield tensor
-        if (read := read + len(tensor)) >= BLOCK:
+        if (read := read + tensor.nbytes) >= BLOCK:
             release()
             read = 0
     release()
 
 
-def _content(tensors: list[Planned]) -> Iterator[torch.Tensor]:
+def _content(tensors: list[Planned]) -> Iterator[torch.Tensor | Span]:
     """The bytes of a safetensors file, a piece at a time."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
@@ -229,23 +194,29 @@ def _content(tensors: list[Planned]) -> Iterator[torch.Tensor]:
     sizes = Counter()
     for in_pieces, some in groupby(tensors, lambda tensor: tensor.pieces is not None):
         for name, content in made_ahead(_pieces(some)) if in_pieces else (_bytes_of(tensor, tensor.load) for tensor in some):
-            sizes[name] += len(content)
-            yield from content.split(BLOCK)
+            sizes[name] += content.nbytes
+            yield from [content] if isinstance(content, Span) else content.split(BLOCK)
     for tensor in tensors:
         if sizes[tensor.name] != tensor.meta.nbytes:
             raise ValueError(f"{tensor.name}: {sizes[tensor.name]} bytes were made for {tensor.meta.dtype} {list(tensor.meta.shape)}")
 
 
-def _pieces(tensors: Iterable[Planned]) -> Iterator[Callable[[], tuple[str, torch.Tensor]]]:
+def _pieces(tensors: Iterable[Planned]) -> Iterator[Callable[[], tuple[str, torch.Tensor | Span]]]:
     """Those of all tensors, so that the processors have work where one tensor ends and another begins."""
     return (partial(_bytes_of, tensor, piece) for tensor in tensors for piece in tensor.pieces())
 
 
-def _bytes_of(planned: Planned, piece: Piece) -> tuple[str, torch.Tensor]:
+def _bytes_of(planned: Planned, piece: Piece) -> tuple[str, torch.Tensor | Span]:
+    if isinstance(piece, Span):
+        return planned.name, piece
     made = piece()
     if (made.shape[1:], made.dtype) != (planned.meta.shape[1:], planned.meta.dtype):
         raise ValueError(f"{planned.name}: {made.dtype} {list(made.shape)} is not {planned.meta.dtype} {list(planned.meta.shape)}")
-    return planned.name, made.contiguous().reshape(-1).view(torch.uint8)
+    return planned.name, _flat(made)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def made_ahead(pieces: Iterable[Callable[[], Made]]) -> Iterator[Made]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
 RECORD = "stage.json"
+AT_ONCE = 4
+"""Files that are hashed at once."""
 
 
 def file_digest(path: Path) -> str:
@@ -39,14 +41,27 @@ class Digests:
 
     def of(self, path: Path) -> str:
         """SHA-256 of `path`, read again only when the file changed."""
-        name, stamp = str(path.resolve()), _stamp(path)
-        known = self._db.execute("select sha256 from digest where path = ? and stamp = ?", (name, stamp)).fetchone()
-        if known:
-            return known[0]
-        sha256 = file_digest(path)
+        return self.of_all([path])[path]
+
+    def of_all(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """SHA-256 of each of `paths`; those that have to be read are read a few at once."""
+        known = {path: self._known(path) for path in paths}
+        unread = [path for path, sha256 in known.items() if sha256 is None]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for path, sha256 in zip(unread, pool.map(file_digest, unread), strict=True):
+                self.remember(path, sha256)
+                known[path] = sha256
+        return known
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """Take the word of whoever wrote `path` for its SHA-256."""
         with self._db:
-            self._db.execute("insert or replace into digest values (?, ?, ?)", (name, stamp, sha256))
-        return sha256
+            self._db.execute("insert or replace into digest values (?, ?, ?)", (str(path.resolve()), _stamp(path), sha256))
+
+    def _known(self, path: Path) -> str | None:
+        query = "select sha256 from digest where path = ? and stamp = ?"
+        found = self._db.execute(query, (str(path.resolve()), _stamp(path))).fetchone()
+        return found[0] if found else None
 
 
 def _stamp(path: Path) -> str:
@@ -64,7 +79,7 @@ def files_below(folder: Path, unchecked: Iterable[str] = ()) -> list[str]:
 def write_sums(folder: Path, unchecked: Iterable[str]) -> str:
     """Write SHA256SUMS into `folder`; returns the SHA-256 of that file: the digest of all outputs."""
     names = files_below(folder, unchecked)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         digests = pool.map(lambda name: file_digest(folder / name), names)
         text = "".join(f"{sha256}  {name}\n" for name, sha256 in zip(names, digests, strict=True))
     (folder / SUMS).write_text(text, encoding="utf-8")

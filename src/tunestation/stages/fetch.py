@@ -113,7 +113,7 @@ def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, of
         raise InputError(problems=problems)
     paths = model_files(folder)
     print(f"checking {_shown(model, ref)}: {len(paths)} files, {amount(sum(path.stat().st_size for path in paths))}", flush=True)
-    files = {path.name: digests.of(path) for path in paths}
+    files = {path.name: sha256 for path, sha256 in digests.of_all(paths).items()}
     repo, commit = (model.repo, model.commit) if isinstance(model, HubModel) else (None, None)
     fetched = FetchedModel(ref, repo, commit, files)
     return _converted(fetched, job, digests) if needs_conversion(folder) else fetched

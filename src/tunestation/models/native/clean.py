@@ -10,7 +10,7 @@ from pathlib import Path
 from tunestation.models.folder import INDEX, is_weight, model_files
 from tunestation.models.native.family import Vocabulary
 from tunestation.models.native.vocabularies import save
-from tunestation.models.shards import Planned, Shards, weight_files, write_shards
+from tunestation.models.shards import Shards, moved, weight_files, write_shards
 from tunestation.models.vocabulary.sentencepiece import read_model
 from tunestation.pipeline.files import read_json, write_json
 
@@ -19,8 +19,11 @@ BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias")
 CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 
 
-def clean(source: Path, into: Path, max_bytes: int) -> None:
-    """Write the model of `source` into `into`, ready to load. Safetensors files are linked where the disk allows it."""
+def clean(source: Path, into: Path, max_bytes: int) -> dict[str, str]:
+    """Write the model of `source` into `into`, ready to load; returns digests of the weight files that were written anew.
+
+    Safetensors files are linked where the disk allows it.
+    """
     weights = weight_files(source)
     shards = None if weights[0].suffix == ".safetensors" else Shards(source)  # refuses bad pickles before anything is written
     into.mkdir(parents=True, exist_ok=True)
@@ -28,10 +31,10 @@ def clean(source: Path, into: Path, max_bytes: int) -> None:
     _write_tokenizer(source, into)
     if shards is None:
         _link([*weights, *(path for path in (source / INDEX,) if path.is_file())], into)
-        return
+        return {}
     kept = [name for name in shards.names if not name.endswith(BUFFERS)]
-    plan = [Planned(name, shards.meta(name), lambda name=name: shards.read(name)) for name in kept]
-    write_shards(plan, into, max_bytes, shards.release, hashed=False)
+    plan = [moved(name, shards.meta(name), lambda name=name: iter([shards.rows(name)])) for name in kept]
+    return write_shards(plan, into, max_bytes, shards.release)
 
 
 def _copy_small(source: Path, into: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from tunestation.models.limits import RECORD
 from tunestation.models.native.clean import clean
 from tunestation.models.native.family import Family
 from tunestation.models.native.registry import family_named, family_of
-from tunestation.models.native.tensors import planned, planned_back
+from tunestation.models.native.tensors import Plan, planned, planned_back
 from tunestation.models.native.vocabularies import chat_template, write_tokenizer
 from tunestation.models.shards import Planned, Shards, write_shards
 from tunestation.pipeline.files import read_json, write_json
@@ -27,8 +28,8 @@ SHARD = 2 * 10**9
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_length")
 
 
-def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> None:
-    """Write the model of `source`, called `name`, into `into`, as transformers loads it without code.
+def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> dict[str, str]:
+    """Write the model of `source`, called `name`, into `into`, as transformers loads it without code; returns digests of weight files.
 
     `digests` (file -> SHA-256 of the source) go into the record. A folder that an interrupted run left is completed.
     Raises InputError for tensors that do not fit the family, for a variant that cannot be converted, and for pickles
@@ -38,12 +39,13 @@ def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> Non
     family = family_of(config)
     if family:
         refuse_variant(family, config, name)
-        _convert_family(family, config, source, into, name)
+        written = _convert_family(family, config, source, into, name)
     else:
-        clean(source, into, SHARD)
+        written = clean(source, into, SHARD)
     limit = family.limit(config) if family else None
     record = {"family": family.name if family else None, "version": version_of(family), "config": config, "source": digests}
     write_json(into / RECORD, record | {"limit": asdict(limit) if limit else None})
+    return written
 
 
 def version_of(family: Family | None) -> int:
@@ -51,19 +53,19 @@ def version_of(family: Family | None) -> int:
     return family.version if family else CLEAN_VERSION
 
 
-def _convert_family(family: Family, config: dict, source: Path, into: Path, name: str) -> None:
+def _convert_family(family: Family, config: dict, source: Path, into: Path, name: str) -> dict[str, str]:
     files = _json_files(source)
     shards = Shards(source)
-    plan, unknown = planned(family, config, shards)
+    plan = planned(family, config, shards)
     into.mkdir(parents=True, exist_ok=True)
-    biased = any(tensor.name.endswith("self_attn.q_proj.bias") for tensor in plan)
+    biased = any(tensor.name.endswith("self_attn.q_proj.bias") for tensor in plan.tensors)
     tokenizer = write_tokenizer(family, source, config, chat_template(family, files), into)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    write_json(into / "config.json", _config(family, config, biased, plan) | ids)
+    write_json(into / "config.json", _config(family, config, biased, plan.tensors) | ids)
     write_json(into / "generation_config.json", _sampling(files["generation"]) | ids | _stops(family, files, tokenizer))
-    _refuse_misfits(into, plan, unknown, f"{name} ({family.name})")
+    _refuse_misfits(into, plan, f"{name} ({family.name})")
     _copy_others(source, into, family.vocabulary(config).file)
-    write_shards(plan, into, SHARD, shards.release, hashed=False)
+    return write_shards(plan.tensors, into, SHARD, shards.release)
 
 
 def export_back(source: Path, record: dict, into: Path) -> dict[str, str]:
@@ -123,14 +125,15 @@ def _copy_others(source: Path, into: Path, vocabulary: str) -> None:
             shutil.copyfile(path, into / path.name)
 
 
-def _refuse_misfits(into: Path, plan: list[Planned], unknown: list[str], name: str) -> None:
+def _refuse_misfits(into: Path, plan: Plan, name: str) -> None:
     """Compare with what transformers is going to look for: names and shapes, before gigabytes are written."""
-    wanted, found = _wanted(into), {tensor.name: tuple(tensor.meta.shape) for tensor in plan}
+    wanted, found = _wanted(into), {tensor.name: tuple(tensor.meta.shape) for tensor in plan.tensors}
+    missing = wanted.keys() - found.keys() - set(chain(*plan.misshapen.values()))
     problems = [
-        _misfit(name, "tensors that the family does not have", unknown),
-        _misfit(name, "fewer tensors than the configuration says; missing", sorted(wanted.keys() - found.keys())),
+        _misfit(name, "tensors that the family does not have", plan.unknown),
+        _misfit(name, "fewer tensors than the configuration says; missing", sorted(missing)),
         _misfit(name, "more tensors than the configuration says", sorted(found.keys() - wanted.keys())),
-        _misfit(name, "tensors of another shape than the configuration says", _shapes(wanted, found)),
+        _misfit(name, "tensors of another shape than the configuration says", [*plan.misshapen, *_shapes(wanted, found)]),
     ]
     if any(problems):
         raise InputError(problems=[problem for problem in problems if problem])

@@ -14,6 +14,11 @@ class Rows:
     groups: int
     parts: tuple[int, ...]
 
+    @property
+    def total(self) -> int:
+        """Rows of the one matrix."""
+        return self.groups * sum(self.parts)
+
 
 @dataclass(frozen=True)
 class Line:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from tunestation.models.native.family import Family, Line, Rows
-from tunestation.models.shards import Planned, Shards
+from tunestation.models.shards import Piece, Planned, Shards, moved
 
 ROWS = 4096
 """Rows that are changed at once."""
@@ -19,45 +21,64 @@ def take(packed: torch.Tensor, rows: Rows, part: int) -> torch.Tensor:
     return grouped.narrow(1, sum(rows.parts[:part]), rows.parts[part]).flatten(0, 1)
 
 
-def join(parts: Sequence[torch.Tensor], rows: Rows) -> torch.Tensor:
-    """The inverse of `take` for all parts."""
-    return torch.cat([part.unflatten(0, (rows.groups, size)) for part, size in zip(parts, rows.parts, strict=True)], dim=1).flatten(0, 1)
-
-
 def unit_rows(weight: torch.Tensor) -> torch.Tensor:
-    """Every row divided by its Euclidean length, in fp32, rounded once: [rows, columns] in any dtype. In little memory."""
-    unit = torch.empty_like(weight)
-    for given, made in zip(weight.split(ROWS), unit.split(ROWS), strict=True):
-        made.copy_(torch.nn.functional.normalize(given.float()))
-    return unit
+    """Every row divided by its Euclidean length, in fp32, rounded once: [rows, columns] in any dtype."""
+    return torch.nn.functional.normalize(weight.float()).to(weight.dtype)
 
 
-def planned(family: Family, config: dict, shards: Shards) -> tuple[list[Planned], list[str]]:
-    """Our tensors in the order of their files, and the names of theirs that the table does not know."""
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a family's tensors."""
+
+    tensors: list[Planned]
+    """Ours, in the order of the files of theirs."""
+    unknown: list[str]
+    """Names of theirs that the table does not know."""
+    misshapen: dict[str, tuple[str, ...]]
+    """Packed ones of theirs that do not have the rows that the table shares out: name and both shapes -> names of ours."""
+
+
+def planned(family: Family, config: dict, shards: Shards) -> Plan:
+    """Our tensors from those of `shards`. Only headers are read."""
     known = {line.theirs_of(n): (line, n) for line in family.table(config) for n in range(family.layers(config))}
-    plan, unknown = [], []
+    plan = Plan([], [], {})
     for name in shards.names:
         module, _, kind = name.rpartition(".")
         if name.endswith(family.ignored):
             continue
         if module not in known or kind not in ("weight", "bias"):
-            unknown.append(name)
+            plan.unknown.append(name)
             continue
         line, layer = known[module]
-        plan += _ours(line, layer, name, kind, shards)
-    return plan, unknown
+        shape = shards.meta(name).shape
+        if line.rows and shape[0] != line.rows.total:
+            what = f"{name} {list(shape)} instead of {[line.rows.total, *shape[1:]]}"
+            plan.misshapen[what] = tuple(f"{ours}.{kind}" for ours in line.ours_of(layer))
+            continue
+        plan.tensors.extend(_ours(line, layer, name, kind, shards))
+    return plan
 
 
 def _ours(line: Line, layer: int, name: str, kind: str, shards: Shards) -> Iterator[Planned]:
+    meta = shards.meta(name)
     for part, ours in enumerate(line.ours_of(layer)):
-        make = _maker(line, part)
-        yield Planned(f"{ours}.{kind}", make(shards.meta(name)), lambda make=make: make(shards.read(name)))
+        if line.rows:
+            size = line.rows.groups * line.rows.parts[part]
+            yield moved(f"{ours}.{kind}", meta.new_empty(size, *meta.shape[1:]), partial(_taken, shards, name, line.rows, part))
+        elif line.change == "unit_rows":
+            yield Planned(f"{ours}.{kind}", meta, lambda: unit_rows(shards.read(name)), lambda: _unit_rows(shards.read(name)))
+        else:
+            yield moved(f"{ours}.{kind}", meta, lambda: iter([shards.rows(name)]))
 
 
-def _maker(line: Line, part: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    if line.rows:
-        return lambda packed: take(packed, line.rows, part)
-    return unit_rows if line.change == "unit_rows" else lambda tensor: tensor
+def _taken(shards: Shards, name: str, rows: Rows, part: int) -> Iterator[Piece]:
+    """The rows of one part, group by group: what `take` gives."""
+    begin, width = sum(rows.parts[:part]), sum(rows.parts)
+    return (shards.rows(name, group * width + begin, rows.parts[part]) for group in range(rows.groups))
+
+
+def _unit_rows(weight: torch.Tensor) -> Iterator[Piece]:
+    return (partial(unit_rows, rows) for rows in weight.split(ROWS))
 
 
 def planned_back(family: Family, config: dict, shards: Shards) -> list[Planned]:
@@ -73,7 +94,15 @@ def _theirs(line: Line, layer: int, shards: Shards) -> Iterator[Planned]:
     for kind in ("weight", "bias"):
         names = [f"{ours}.{kind}" for ours in line.ours_of(layer)]
         if all(name in shards for name in names):
-            make = (lambda parts: join(parts, line.rows)) if line.rows else (lambda parts: parts[0])
-            meta = make([shards.meta(name) for name in names])
-            theirs = f"{line.theirs_of(layer)}.{kind}"
-            yield Planned(theirs, meta, lambda make=make, names=names: make([shards.read(name) for name in names]))
+            meta, size = shards.meta(names[0]), sum(len(shards.meta(name)) for name in names)
+            yield moved(
+                f"{line.theirs_of(layer)}.{kind}", meta.new_empty(size, *meta.shape[1:]), partial(_packed, shards, names, line.rows)
+            )
+
+
+def _packed(shards: Shards, names: list[str], rows: Rows | None) -> Iterator[Piece]:
+    """The rows of all parts, group by group: the inverse of `_taken`."""
+    if rows is None:
+        return iter([shards.rows(names[0])])
+    parts = list(zip(names, rows.parts, strict=True))
+    return (shards.rows(name, group * size, size) for group in range(rows.groups) for name, size in parts)

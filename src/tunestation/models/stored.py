@@ -1,0 +1,96 @@
+"""Where the tensors lie in a safetensors file, or in a pickle of PyTorch's. Nothing of a pickle is built but tensors without content."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tunestation.errors import InputError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""How the safetensors format spells a dtype."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    meta: torch.Tensor
+    """Its shape, dtype and strides, on the device `meta`."""
+    offset: int
+    """Bytes from the start of the file to its first number."""
+
+    @property
+    def extent(self) -> int:
+        """Numbers from its first to its last, that one included, as they lie in the file."""
+        steps = zip(self.meta.shape, self.meta.stride(), strict=True)
+        return 1 + sum((size - 1) * step for size, step in steps) if self.meta.numel() else 0
+
+
+def stored_in(path: Path) -> dict[str, Stored]:
+    """Name -> place of every tensor in `path`, in the order of the file. Raises InputError for what is no such file."""
+    return _in_safetensors(path) if path.suffix == ".safetensors" else _in_pickle(path)
+
+
+def _in_safetensors(path: Path) -> dict[str, Stored]:
+    """Eight bytes of header length, the header (JSON), and the tensors' bytes one after another."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    return {name: _entry(path, name, entry, 8 + length) for name, entry in entries}
+
+
+def _entry(path: Path, name: str, entry: dict, begin: int) -> Stored:
+    (first, end), kind = entry["data_offsets"], DTYPES.get(entry["dtype"])
+    if kind is None:
+        what = f"holds {name} as {entry['dtype']}, which is not read; {', '.join(DTYPES)} are."
+        raise InputError(what, str(path), "Use a revision of the model that is not quantised.")
+    if end - first != prod(entry["shape"]) * kind.itemsize:
+        what = f"says that {name} is {entry['dtype']} {entry['shape']}, but has {end - first} bytes for it."
+        raise InputError(what, str(path), "Fetch or copy it again.")
+    return Stored(torch.empty(entry["shape"], dtype=kind, device="meta"), begin + first)
+
+
+def _in_pickle(path: Path) -> dict[str, Stored]:
+    """A zip of one pickle, which names tensors, and of their bytes as they are; only a pickle that builds nothing else is read."""
+    _refuse_objects(path)
+    with FakeTensorMode():  # tensors without content, whose storages know their place in the file
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {name: Stored(value.detach().to("meta"), _offset(value)) for name, value in tensors.items()}
+
+
+def _offset(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * tensor.itemsize
+
+
+def _refuse_objects(path: Path) -> None:
+    """Look, without building anything, for what else than tensors a pickle would import."""
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError) as error:
+        what = f"is not a file that torch.save wrote, is cut, or is from before torch 1.6 ({str(error).splitlines()[0]})."
+        raise InputError(what, str(path), "Fetch it again, or use a revision with safetensors.") from None
+    if wanted:
+        what = f"is a pickle that wants more than tensors: {', '.join(sorted(wanted))}. It was not read."
+        raise InputError(what, str(path), "Use a safetensors revision of this model, from someone you trust.")
