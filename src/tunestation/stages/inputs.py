@@ -44,7 +44,9 @@ def look(recipe: Recipe, where: Where, pins: dict, volumes: Volumes, digests: Di
     sources = [part.source for part in recipe.data.sources]
     parts = [_local(source, where(("data", "sources", n, "source")), volumes, digests, problems) for n, source in enumerate(sources)]
     checks = recipe.evaluate.checks
-    asked = [_local(check.source, where(("evaluate", "checks", n, "source")), volumes, digests, problems) for n, check in enumerate(checks)]
+    asked = [
+        _local(check.source, where(("evaluate", "checks", n, "source")), volumes, digests, problems) for n, check in enumerate(checks)
+    ]
     model = recipe.model.source
     return Inputs(
         model_commit=pins.get(pin_name(model)) if isinstance(model, HubModel) else None,

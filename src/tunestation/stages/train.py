@@ -85,7 +85,9 @@ def _warn_of_small_gpu(wanted_gb: float | None) -> None:
 
 def _zero_config(job: Job, settings: dict, accumulation: int) -> dict:
     machine = job.machine
-    made = zero.make(machine["zero_stage"], machine["offload"], machine["micro_batch_size"], accumulation, settings["max_grad_norm"])
+    made = zero.make(
+        machine["zero_stage"], machine["offload"], machine["micro_batch_size"], accumulation, settings["max_grad_norm"]
+    )
     own = machine["deepspeed_config"]
     return zero.merge_users(job.volumes.path(f"recipe:{own}"), made) if own else made
 
@@ -205,10 +207,8 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch, samples, stop = (_callback(trainer, kind) for kind in (Watch, Samples, StopOnRequest))
     if stop.stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {order.steps}; a complete checkpoint is kept.",
-            remedy="The same command goes on from there.",
-        )
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {order.steps}; a complete checkpoint is kept.",
+                          remedy="The same command goes on from there.")
     if not checkpoints.complete(folder):
         raise TunestationError("training ended without a checkpoint.")
     trainer.prune()  # it may have been killed between its last checkpoint and the end

@@ -30,7 +30,9 @@ def is_held_out(first: int, second: int) -> bool:
 
 def _families(smallest: int, largest: int) -> list[tuple[int, int]]:
     """All ordered pairs of addends whose sum lies between the two bounds."""
-    return [(first, total - first) for total in range(smallest, largest + 1) for first in range(total + 1)]
+    return [
+        (first, total - first) for total in range(smallest, largest + 1) for first in range(total + 1)
+    ]
 
 
 def held_out_families() -> list[tuple[int, int]]:

@@ -71,7 +71,11 @@ def _comparisons(language: str) -> list[Slots]:
 def _counting(language: str) -> list[Slots]:
     comma = {"en": ", ", "zh": "、"}[language]
     spans = ((a, b) for a in range(arithmetic.LARGEST) for b in range(a + 1, arithmetic.LARGEST + 1))
-    return [{"a": str(a), "b": str(b), "row": comma.join(str(n) for n in range(a, b + 1))} for a, b in spans if b - a <= 10]
+    return [
+        {"a": str(a), "b": str(b), "row": comma.join(str(n) for n in range(a, b + 1))}
+        for a, b in spans
+        if b - a <= 10
+    ]
 
 
 def _number_words(language: str) -> list[Slots]:
@@ -87,13 +91,18 @@ def _mixtures(language: str) -> list[Slots]:
     column = 3 * LANGUAGES.index(language)
     names = (row[column : column + 3] for row in MIXTURES)
     return [
-        {"first": first, "second": second, "colour": colour} for one, two, colour in names for first, second in ((one, two), (two, one))
+        {"first": first, "second": second, "colour": colour}
+        for one, two, colour in names
+        for first, second in ((one, two), (two, one))
     ]
 
 
 def _neighbours(names: list[str], slot: str) -> list[Slots]:
     """Each name of a cycle with the one before it and the one after it."""
-    return [{slot: name, "previous": names[place - 1], "next": names[(place + 1) % len(names)]} for place, name in enumerate(names)]
+    return [
+        {slot: name, "previous": names[place - 1], "next": names[(place + 1) % len(names)]}
+        for place, name in enumerate(names)
+    ]
 
 
 def _days(language: str) -> list[Slots]:

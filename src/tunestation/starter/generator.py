@@ -20,20 +20,9 @@ Row = dict[str, Any]
 LANGUAGES = {"en": english, "zh": chinese}
 
 TOPIC_WEIGHTS: tuple[tuple[str, int], ...] = (
-    ("greeting", 3),
-    ("thanks", 2),
-    ("goodbye", 2),
-    ("how are you", 2),
-    ("introduction", 8),
-    ("sum", 18),
-    ("difference", 18),
-    ("number line", 10),
-    ("number words", 2),
-    ("colours", 7),
-    ("days", 7),
-    ("months", 8),
-    ("capitals", 8),
-    ("opposites", 5),
+    ("greeting", 3), ("thanks", 2), ("goodbye", 2), ("how are you", 2), ("introduction", 8),
+    ("sum", 18), ("difference", 18), ("number line", 10), ("number words", 2),
+    ("colours", 7), ("days", 7), ("months", 8), ("capitals", 8), ("opposites", 5),
 )
 """How often each topic is drawn. Sums and differences weigh most: they must be computed, not recalled."""
 

@@ -52,10 +52,8 @@ class Float8Projection(Projection):
         self.by_rows = _join([base.by_rows for base in bases])
         by_columns = [base.by_columns for base in bases]
         # dx sums over the outputs of all members, which have column scales of their own: one scale a column serves all of them
-        self.by_columns = (
-            by_columns[0]
-            if len(bases) == 1
-            else ops.quantise_rows(torch.cat([(quantised.float() * scales).bfloat16() for quantised, scales in by_columns], 1))
+        self.by_columns = by_columns[0] if len(bases) == 1 else ops.quantise_rows(
+            torch.cat([(quantised.float() * scales).bfloat16() for quantised, scales in by_columns], 1)
         )
         for base, size, rows in zip(bases, self.sizes, _starts(self.sizes), strict=True):
             base.by_rows = tuple(part[rows : rows + size] for part in self.by_rows)
@@ -64,7 +62,9 @@ class Float8Projection(Projection):
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
         return ops.empty_eight(len(rows), columns, rows.device)
 
-    def forward(self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False) -> torch.Tensor:
+    def forward(
+        self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False
+    ) -> torch.Tensor:
         k = self.columns
         y = multiply(eight or ops.quantise_rows(rows[:, :k]), self.by_rows, self._bias(), rows.dtype)
         if self.rank:
@@ -77,7 +77,9 @@ class Float8Projection(Projection):
     def widened(self, y: torch.Tensor) -> torch.Tensor:
         return self.gradient(y)  # the 8-bit product has written y without room
 
-    def backward(self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True) -> torch.Tensor | None:
+    def backward(
+        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
+    ) -> torch.Tensor | None:
         n = self.outputs
         for member, start, size, rank, r in self._parts():
             b = member.adapter[1].to(grads.dtype) * member.scale

@@ -109,7 +109,9 @@ class Projection:
             self.kept = like.new_empty(self.outputs + self.rank, self.columns + self.rank)
             self._fill(self.kept, base=True)
 
-    def forward(self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False) -> torch.Tensor:
+    def forward(
+        self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False
+    ) -> torch.Tensor:
         """y [T, N]; completes `rows` with the adapter's share. `seed` None drops nothing; `eight` is what `eight` asked for.
 
         `roomy`: behind each row of y there is room for what `backward` adds, so that y's gradient can take y's place (see `widened`).
@@ -126,7 +128,9 @@ class Projection:
         """Rows [T, N + R] for the gradient of a roomy `y`, in the same memory."""
         return y.as_strided((len(y), self.outputs + self.rank), y.stride())
 
-    def backward(self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True) -> torch.Tensor | None:
+    def backward(
+        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
+    ) -> torch.Tensor | None:
         """dx [T, K] unless not `wanted`; completes `grads`, whose first N columns are dy, with the adapter's share."""
         weights = self._weights(grads, refresh=False)
         n, k = self.outputs, self.columns
