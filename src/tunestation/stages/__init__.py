@@ -1,4 +1,4 @@
-"""The whole pipeline on one screen: each stage, what it may know of the recipe, and which stages it reads."""
+"""The whole pipeline: each stage, what it may know of the recipe, and which stages it reads."""
 
 from __future__ import annotations
 
@@ -7,58 +7,68 @@ from tunestation.recipe.schema import Recipe
 from tunestation.recipe.sources import NewModel
 from tunestation.stages.inputs import Inputs
 
-TOKENS = ("transformers", "tokenizers", "datasets", "pyarrow")
-TRAINING = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate")
-
 
 def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
     """The stages of `recipe`, in order; `inputs` are the commits and local files that its sources stand for."""
-    model, base = _model(recipe, inputs), recipe.model.source
-    fetch = Stage("fetch", "tunestation.stages.fetch:run", {"model": model, "data": list(inputs.fetched)}, version=2)
-    prepare = Stage(
+    asked = [_evaluate(recipe, inputs)] if recipe.evaluate.checks else []
+    return [_fetch(recipe, inputs), _prepare(recipe, inputs), _train(recipe), _convert(recipe), _merge(recipe), *asked]
+
+
+def _fetch(recipe: Recipe, inputs: Inputs) -> Stage:
+    params = {"model": _model(recipe, inputs), "data": list(inputs.fetched)}
+    return Stage("fetch", "tunestation.stages.fetch:run", params, version=2)
+
+
+def _prepare(recipe: Recipe, inputs: Inputs) -> Stage:
+    model, parts = recipe.model.source, [part.model_dump(mode="json", exclude={"source"}) for part in recipe.data.sources]
+    return Stage(
         "prepare",
         "tunestation.stages.prepare:run",
         {
-            "parts": [part | found for part, found in zip(_parts(recipe), inputs.parts, strict=True)],
+            "parts": [part | found for part, found in zip(parts, inputs.parts, strict=True)],
             "template": recipe.template,
             "template_text": inputs.template_text,
-            "tokenizer": base.tokenizer.model_dump() if isinstance(base, NewModel) else None,
+            "tokenizer": model.tokenizer.model_dump() if isinstance(model, NewModel) else None,
             "held_out_fraction": recipe.evaluate.fraction,
             "max_dropped": recipe.data.max_dropped,
             **_pick(recipe.train, "objective", "train_on", "max_tokens", "packing", "seed"),
         },
         needs=("fetch",),
-        tools=TOKENS,
+        tools=("transformers", "tokenizers", "datasets", "pyarrow"),
         version=2,
         # It tokenises on all cores. Elsewhere that stays off: threads of the tokenizer do not survive a fork, as of a data loader.
         variables=(("TOKENIZERS_PARALLELISM", "true"),),
         exact=True,
     )
-    train = Stage(
+
+
+def _train(recipe: Recipe) -> Stage:
+    model = recipe.model.source
+    return Stage(
         "train",
         "tunestation.stages.train:run",
         {
             "settings": recipe.train.model_dump(mode="json") | {"learning_rate": recipe.train.peak_learning_rate},
-            "new_model": base.model_dump(exclude={"kind", "tokenizer"}) if isinstance(base, NewModel) else None,
+            "new_model": model.model_dump(exclude={"kind", "tokenizer"}) if isinstance(model, NewModel) else None,
             "samples": _pick(recipe.evaluate, "prompts", "system", "every_steps", "max_new_tokens"),
         },
         needs=("fetch", "prepare"),
-        tools=TRAINING,
+        tools=("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate"),
         version=3,
         graceful=True,
         resumes=True,
         distributed=True,
     )
-    convert = Stage(
-        "convert",
-        "tunestation.stages.convert:run",
-        {"checkpoint": recipe.export.checkpoint},
-        needs=("fetch", "train"),
-        tools=("safetensors",),
-        version=2,
-        exact=True,
-    )
-    merge = Stage(
+
+
+def _convert(recipe: Recipe) -> Stage:
+    params = _pick(recipe.export, "checkpoint")
+    needs, tools = ("fetch", "train"), ("safetensors",)
+    return Stage("convert", "tunestation.stages.convert:run", params, needs, tools, version=2, exact=True)
+
+
+def _merge(recipe: Recipe) -> Stage:
+    return Stage(
         "merge",
         "tunestation.stages.merge:run",
         {
@@ -72,15 +82,12 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
         version=3,
         resumes=True,
     )
+
+
+def _evaluate(recipe: Recipe, inputs: Inputs) -> Stage:
     checks = [check.model_dump(mode="json") | found for check, found in zip(recipe.evaluate.checks, inputs.checks, strict=True)]
-    evaluate = Stage(
-        "evaluate",
-        "tunestation.stages.evaluate:run",
-        {"checks": checks},
-        needs=("fetch", "prepare", "merge"),
-        tools=("torch", "transformers"),
-    )
-    return [fetch, prepare, train, convert, merge, *([evaluate] if checks else [])]
+    needs, tools = ("fetch", "prepare", "merge"), ("torch", "transformers")
+    return Stage("evaluate", "tunestation.stages.evaluate:run", {"checks": checks}, needs, tools)
 
 
 def _pick(part: object, *names: str) -> dict:
@@ -95,7 +102,3 @@ def _model(recipe: Recipe, inputs: Inputs) -> dict:
     if source.kind == "folder":
         return {"kind": "folder", "ref": inputs.model_ref}
     return {"kind": source.kind}
-
-
-def _parts(recipe: Recipe) -> list[dict]:
-    return [part.model_dump(mode="json", exclude={"source"}) for part in recipe.data.sources]
