@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton, where it is installed, decides at its import how kernels are run
 
 from chatting import make_pair
+from preparing import Bench
 from station import Station
 
 from tunestation.chat.engine import Engine
@@ -24,6 +25,12 @@ def station(tmp_path_factory):
 def trained(station):
     """The result of training the tiny recipe as it stands: qlora, dropout 0.1, evaluations every 2 steps."""
     return station.make("train")
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    """A recipe folder of one test's own, whose data can be prepared."""
+    return Bench(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
+from preparing import Bench, numbers, part
 from test_chat_browser import CHROMIUM, FLAGS
-from test_prepare import Bench, numbers, part
 
 from tunestation.data.inspection import chosen, histogram
 from tunestation.errors import InputError

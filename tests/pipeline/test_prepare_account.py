@@ -7,14 +7,12 @@ from pathlib import Path
 from datasets import load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preparing import Bench, answers, numbers
 from test_control_tokens import metaspace
-from test_prepare import Bench, answers, bench, numbers
 
 from tunestation.data.encoding import IGNORE
 from tunestation.data.ledger import read_ledger
 from tunestation.data.tokenizers import load_tokenizer
-
-__all__ = ["bench"]
 
 
 def test_a_column_that_is_empty_in_every_row_is_told_as_such(bench):
