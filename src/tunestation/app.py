@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def reproduce(
     port: int = 7860,
 ) -> None:
     """Run all that has to be run, compare with the lock, and say what came of it."""
+    if update_lock and assignments:
+        raise InputError("a lock is that of the recipe as it stands.", "--update-lock", "Write into the recipe what --set says.")
     work = open_recipe(name, assignments, offline)
     if dry_run:
         print(listing.steps(plan(work.until(until), work.shelf, force)))
@@ -134,6 +137,8 @@ def inspect(name: str, row: int | None = None, tokens: bool = False, tokenizer: 
     """Show what the data of a recipe becomes: numbers and a page, or one row."""
     from tunestation.inspecting import inspect as look
 
+    if row is not None and row < 1:
+        raise InputError(f"there is no row {row}: rows are counted from 1.", "--row")
     look(open_recipe(name, assignments), row, tokens, tokenizer)
 
 
@@ -209,10 +214,9 @@ def plan_recipe(name: str, card: str = "", gpus: int = 1, price: str = "", assig
 
     if card and card not in CARDS:
         raise InputError(f"'{card}' is no card with known rates.", "--gpu", f"Choose from: {', '.join(CARDS)}.")
-    try:
-        cost = float(price) if price else None
-    except ValueError:
-        raise InputError(f"'{price}' is no price.", "--price", "Give what an hour of one GPU costs, as 0.40.") from None
+    if price and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", price):
+        raise InputError(f"'{price}' is no price.", "--price", "Give what an hour of one GPU costs, as 0.40.")
+    cost = float(price) if price else None
     print(told(open_recipe(name, assignments, incomplete=True), [card] if card else [], gpus, cost))
 
 

@@ -42,7 +42,7 @@ In this folder:
 
 def bundle(work: Work, folder: Path, wheels: bool) -> None:
     """Write the bundle of a recipe whose `fetch` is done. Raises InputError if `folder` is not empty, TunestationError if a part fails."""
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise InputError("there is something in this folder already.", str(folder), "Name a new one with --to.")
     for name in CODE:
         _copy(PROJECT / name, folder / name)

@@ -20,6 +20,7 @@ METHODS = {
     "full": "every weight: the most memory",
 }
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 COMMENTS = 38
 """Column in which comments begin, where the line is not longer."""
 Line = tuple[str, str]
@@ -81,7 +82,7 @@ def _recipe(name: str, model: str, sources: Sequence[Dataset], method: str) -> s
         (f"# Every field with its default: docs/recipe.md, or 'invoke check {name} --resolved'.", ""),
         ("schema_version: 1", ""),
         (f"name: {name}", ""),
-        (f"summary: Tune {PurePath(model).name} on {', '.join(_called(source) for source in sources)}.", ""),
+        (f"summary: {_summary(model, sources)}", ""),
         *_model(model),
         ("data:", ""),
         ("  sources:", "repeat, weight and limit say how much of each is seen"),
@@ -92,6 +93,11 @@ def _recipe(name: str, model: str, sources: Sequence[Dataset], method: str) -> s
         *REST,
     ]
     return "".join(f"{text:<{COMMENTS}}  # {comment}\n" if comment else f"{text}\n" for text, comment in lines)
+
+
+def _summary(model: str, sources: Sequence[Dataset]) -> str:
+    text = f"Tune {PurePath(model).name} on {', '.join(_called(source) for source in sources)}."
+    return _quoted(text) if ": " in text or " #" in text else text
 
 
 def _called(source: Dataset) -> str:
@@ -160,5 +166,6 @@ def _fields(part: Part) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar; patterns begin with a star, which would be an alias."""
-    return text if text.replace("_", "").replace("-", "").replace(".", "").replace("/", "").isalnum() else f"'{text}'"
+    """A YAML scalar; patterns begin with a star, which would be an alias, and some words and digits would be no text."""
+    plain = PLAIN.fullmatch(text) and text not in ("true", "false", "null")
+    return text if plain else "'" + text.replace("'", "''") + "'"

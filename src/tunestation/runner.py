@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -88,6 +89,9 @@ def _in_words() -> Iterator[None]:
     except BrokenPipeError:  # as of `| head`: whoever read has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
         sys.exit(1)
+    except OSError as error:
+        what = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}."
+        _leave(f"{what} See what lies there, who may write it, and whether the disk is full.", 1)
 
 
 def tool(*arguments: str) -> None:
@@ -111,12 +115,20 @@ def stack(*names: str) -> None:
     if runner() == "here":
         return
     if not PYTHON.exists():
-        print(f"Making {PYTHON.parents[1]} ...", flush=True)
-        venv.create(PYTHON.parents[1], with_pip=True)
+        _make(PYTHON.parents[1])
     for name in ("requirements", *names):
         _install(PROJECT / "docker" / f"{name}.txt")
     if Path(sys.prefix).resolve() != PYTHON.parents[1].resolve():
         os.execv(PYTHON, [str(PYTHON), "-m", "invoke", *sys.argv[1:]])
+
+
+def _make(folder: Path) -> None:
+    print(f"Making {folder} ...", flush=True)
+    try:
+        venv.create(folder, with_pip=True)
+    except (OSError, subprocess.CalledProcessError):
+        shutil.rmtree(folder, ignore_errors=True)  # a half one would be taken for whole the next time
+        _leave(f"{folder} could not be made. Install venv for this Python (Debian and Ubuntu: apt-get install python3-venv).", 1)
 
 
 def _install(wanted: Path) -> None:

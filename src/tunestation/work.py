@@ -119,7 +119,10 @@ def _with_pins(path, loaded, settings, shelf, lock, pins, overridden) -> Work:
 
 def _remembered(shelf: Shelf) -> dict[str, str]:
     path = shelf.folder / "pins.json"
-    return read_json(path) if path.is_file() else {}
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ValueError:
+        return {}  # somebody damaged it: the network is asked again
 
 
 def pin(work: Work, again: bool = False) -> Work:

@@ -10,7 +10,7 @@ from station import Station, recipe
 from transformers import AutoModelForCausalLM
 
 from tunestation import app
-from tunestation.errors import ReproductionDiffers, TunestationError
+from tunestation.errors import InputError, ReproductionDiffers, TunestationError
 from tunestation.pipeline.plan import plan
 
 STAGES = ["fetch", "prepare", "train", "convert", "merge", "evaluate"]
@@ -201,6 +201,17 @@ def test_verify_notices_one_flipped_byte_and_names_the_file(workspace, tell, sta
     assert len(caught.value.problems) == 1
 
 
+def test_verify_misses_a_list_of_digests_that_is_gone(workspace, tell):
+    sums = folder(workspace, "merge") / "SHA256SUMS"
+    kept = sums.read_bytes()
+    sums.unlink()
+    try:
+        with pytest.raises(TunestationError, match=r"SHA256SUMS: is missing\. Make it again: invoke reproduce tiny"):
+            tell("verify")
+    finally:
+        sums.write_bytes(kept)
+
+
 def test_verify_notices_a_changed_file_of_the_model(workspace, tell):
     with edited(workspace.model / "model.safetensors", flip_last), pytest.raises(TunestationError, match=r"model\.safetensors: has other"):
         tell("verify")
@@ -247,6 +258,11 @@ def test_other_versions_of_packages_are_not_compared_and_are_named(tell, lock):
     said = tell("reproduce")
     assert "not comparable" in said
     assert "peft" in said
+
+
+def test_a_lock_is_never_written_from_a_recipe_that_was_changed_for_once(tell):
+    with pytest.raises(InputError, match="--update-lock: a lock is that of the recipe as it stands"):
+        tell("reproduce", ("train.epochs=2",), update_lock=True)
 
 
 def test_update_lock_accepts_the_results_and_keeps_tolerances_set_by_hand(workspace, tell, lock):

@@ -12,7 +12,7 @@ from recipes_for_tests import ROW, SMALL, write_rows
 from tunestation.errors import InputError, TunestationError
 from tunestation.pipeline.digest import RECORD, write_sums
 from tunestation.pipeline.files import write_json
-from tunestation.syncing import copying, rsync
+from tunestation.syncing import copying, main, rsync
 from tunestation.syncing.main import sync
 from tunestation.syncing.units import Tree
 
@@ -249,6 +249,41 @@ def test_the_task_brings_a_recipes_runs_here_and_takes_them_elsewhere(recipe, ca
 def test_places_that_cannot_be_used_are_told(recipe, source, to, says):
     with pytest.raises(InputError, match=says):
         sync("small", source, to, 0)
+
+
+def test_again_and_again_it_outlasts_a_place_that_is_away_for_a_while(recipe, monkeypatch, capsys):
+    stage(recipe / "far" / "small", MERGE)
+    tries = iter([ConnectionResetError("peer went away"), ValueError("bad gateway"), None])
+    real, naps = main.bring, []
+
+    def bring(far, mine):
+        if trouble := next(tries):
+            raise trouble
+        yield from real(far, mine)
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "bring", bring)
+    monkeypatch.setattr(main.time, "sleep", nap)
+    with pytest.raises(KeyboardInterrupt):
+        sync("small", str(recipe / "far"), "", 60)
+    first, second, _, third = capsys.readouterr().out.splitlines()
+    assert "cannot be read or written (ConnectionResetError: peer went away). Check the address" in first
+    assert "(ValueError: bad gateway)" in second and second.endswith("Trying again in 60 s.")
+    assert third.endswith("small: 1 changes")
+
+
+def test_once_it_says_what_went_wrong_there(recipe, monkeypatch):
+    def bring(far, mine):
+        raise PermissionError(13, "Permission denied")
+
+    stage(recipe / "far" / "small", MERGE)
+    monkeypatch.setattr(main, "bring", bring)
+    with pytest.raises(TunestationError, match=r"far: cannot be read or written \(PermissionError: \[Errno 13\] Permission denied\)"):
+        sync("small", str(recipe / "far"), "", 0)
 
 
 def test_results_do_not_arrive_under_a_running_recipe(recipe):

@@ -72,6 +72,8 @@ def test_words_that_no_task_knows_or_that_are_missing_are_told_with_exit_code_2(
     [
         (("chat", "small", "--port", "web"), "'web' is not a whole number.\n"),
         (("import-xtuner", "iter_1.pth", "--model", "m", "--alpha", "big"), "'big' is not a number.\n"),
+        (("inspect", "small", "--row", "-1"), "--row: there is no row -1: rows are counted from 1.\n"),
+        (("sync", "small", "--to", "x", "--every", "-5"), "--every: -5 is no number of seconds. Give 1 or more, or 0 for once.\n"),
         (("train", "--help"), "'--help' stands where a recipe belongs. The recipe comes first; 'invoke --help TASK' explains a task.\n"),
     ],
 )
@@ -111,11 +113,19 @@ def test_a_run_volume_that_takes_no_files_is_told_with_exit_code_1(invoke):
     assert said.startswith("nothing can be written to recipes/rows.jsonl/runs/small (Not a directory). Make the folder writable")
 
 
+def test_a_folder_that_takes_no_files_is_told_with_its_name_whatever_the_task(invoke):
+    code, _, said = invoke("new", "mine", "--model", "starter", "--data", "alpaca", TUNE_RECIPES=str(invoke.folder / "recipes/bad.yaml"))
+    assert code == 1
+    assert said.startswith("recipes/bad.yaml cannot be used: ")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("--gpu", "rtx4091"), "--gpu: 'rtx4091' is no card with known rates. Choose from: "),
         (("--gpu", "h200", "--price", "cheap"), "--price: 'cheap' is no price. Give what an hour of one GPU costs, as 0.40."),
+        (("--gpu", "h200", "--price", "-3"), "--price: '-3' is no price."),
+        (("--gpu", "h200", "--price", "nan"), "--price: 'nan' is no price."),
     ],
 )
 def test_a_plan_for_what_is_not_known_is_told_with_exit_code_2(invoke, words, told):

@@ -1,8 +1,10 @@
 """In a bundle the pinned packages come from its wheels, and from nowhere else."""
 
+import subprocess
 from types import SimpleNamespace
 
 import pytest
+from invoke import Exit
 
 from tunestation import runner
 
@@ -29,6 +31,17 @@ def installed(tmp_path, monkeypatch):
         return told[-1]
 
     return install
+
+
+def test_a_python_without_venv_is_told_and_leaves_no_half_folder(tmp_path, monkeypatch):
+    def broken(folder, with_pip):
+        (folder / "bin").mkdir(parents=True)
+        raise subprocess.CalledProcessError(1, "ensurepip")
+
+    monkeypatch.setattr(runner.venv, "create", broken)
+    with pytest.raises(Exit, match=r"could not be made\. Install venv for this Python \(Debian and Ubuntu: apt-get install python3-venv\)"):
+        runner._make(tmp_path / ".venv")
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_pips_own_configuration_decides_where_packages_come_from(installed):

@@ -94,6 +94,12 @@ def test_a_folder_below_the_model_volume_is_a_model(bench):
     assert loading.load(new("one", "mine", ["alpaca"], "lora")).recipe.model.source.kind == "folder"
 
 
+@pytest.mark.parametrize("file", ["it's mine.jsonl", "007.csv", "- x.json", "# y.jsonl", "a: b.txt"])
+def test_a_file_may_have_any_name(bench, file):
+    path = new("mine", "starter", [file], "qlora")
+    assert loading.load(path).recipe.data.sources[0].source.paths == (file,)
+
+
 REFUSED = [
     ({"method": "dpo"}, "there is no method 'dpo'. Choose from: qlora, lora, full."),
     ({"model": ""}, "a recipe needs a model and data."),

@@ -7,6 +7,7 @@ import pytest
 
 from tunestation.doctor import checks, probe
 from tunestation.doctor.probe import GIB, Gpu, Torch
+from tunestation.pipeline import machine
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "580.95.05", (9, 0))
 WHEEL = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
@@ -161,8 +162,17 @@ def test_a_driver_that_does_not_answer_is_told_in_its_own_words(tools):
 
 def test_hidden_gpus_are_told(tools, monkeypatch):
     tools("nvidia-smi", "NVIDIA H100 80GB HBM3, 580.95.05, 9.0")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert probe.gpus() == ([], "CUDA_VISIBLE_DEVICES hides all GPUs")
+    for value in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert probe.gpus() == ([], "CUDA_VISIBLE_DEVICES hides all GPUs")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [("", ""), ("-1", ""), ("1", "b"), ("2,0", "ca"), ("0,7,1", "a"), ("GPU-5f3a,GPU-77c1", "ab"), ("NoDevFiles", "")],
+)
+def test_a_result_names_the_gpus_that_were_visible(chosen, expected):
+    assert machine._chosen(("a", "b", "c"), chosen) == tuple(expected)
 
 
 @pytest.mark.parametrize(

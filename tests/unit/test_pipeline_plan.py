@@ -76,6 +76,12 @@ def test_a_changed_or_missing_file_of_a_volume_is_named(line):
     assert line.says(reads) == [("run", "models:m/w.safetensors is missing or was changed")]
 
 
+def test_a_damaged_record_is_none(line):
+    line.run()
+    (line.shelf.published("one", line.plan()[0].key) / "stage.json").write_text('{"stage": "on')
+    assert line.says()[0] == ("run", "never run with these settings")
+
+
 def test_interrupted_work_is_resumed(line):
     line.shelf.partial("one", line.plan()[0].key).mkdir(parents=True)
     assert line.says()[0] == ("resume", "was interrupted; goes on where it stopped")

@@ -41,7 +41,7 @@ class Torch:
 def gpus() -> tuple[list[Gpu], str]:
     """The visible GPUs, and why there are none."""
     tool = shutil.which("nvidia-smi")
-    if visible_gpus_variable() == "":
+    if visible_gpus_variable() in ("", "-1"):
         return [], "CUDA_VISIBLE_DEVICES hides all GPUs"
     if not tool:
         return [], "no NVIDIA GPU (there is no nvidia-smi)"

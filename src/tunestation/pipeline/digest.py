@@ -7,6 +7,7 @@ import hashlib
 import sqlite3
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -45,23 +46,27 @@ class Digests:
 
     def of_all(self, paths: Sequence[Path]) -> dict[Path, str]:
         """SHA-256 of each of `paths`; those that have to be read are read a few at once."""
-        known = {path: self._known(path) for path in paths}
+        stamps = {path: _stamp(path) for path in paths}  # before reading: what changes meanwhile is read again the next time
+        known = {path: self._known(path, stamps[path]) for path in paths}
         unread = [path for path, sha256 in known.items() if sha256 is None]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for path, sha256 in zip(unread, pool.map(file_digest, unread), strict=True):
-                self.remember(path, sha256)
+                self._keep(path, stamps[path], sha256)
                 known[path] = sha256
         return known
 
     def remember(self, path: Path, sha256: str) -> None:
         """Take the word of whoever wrote `path` for its SHA-256."""
-        with self._db:
-            self._db.execute("insert or replace into digest values (?, ?, ?)", (str(path.resolve()), _stamp(path), sha256))
+        self._keep(path, _stamp(path), sha256)
 
-    def _known(self, path: Path) -> str | None:
+    def _known(self, path: Path, stamp: str) -> str | None:
         query = "select sha256 from digest where path = ? and stamp = ?"
-        found = self._db.execute(query, (str(path.resolve()), _stamp(path))).fetchone()
+        found = self._db.execute(query, (str(path.resolve()), stamp)).fetchone()
         return found[0] if found else None
+
+    def _keep(self, path: Path, stamp: str, sha256: str) -> None:
+        with suppress(sqlite3.OperationalError), self._db:  # as of a full disk: it will be read again
+            self._db.execute("insert or replace into digest values (?, ?, ?)", (str(path.resolve()), stamp, sha256))
 
 
 def _stamp(path: Path) -> str:

@@ -33,11 +33,14 @@ def path_of(recipe: Path) -> Path:
 
 def read(path: Path) -> dict:
     """The lock at `path`; empty if there is none. Raises InputError if it is damaged, as by a merge of two branches."""
+    remedy = "Take the committed one again, or delete it and let 'invoke reproduce' write another."
     try:
-        return read_json(path) if path.is_file() else {}
+        lock = read_json(path) if path.is_file() else {}
     except ValueError as error:
-        remedy = "Take the committed one again, or delete it and let 'invoke reproduce' write another."
         raise InputError(f"this lock is not JSON: {error}.", str(path), remedy) from None
+    if not isinstance(lock, dict):
+        raise InputError("this lock is no JSON object.", str(path), remedy)
+    return lock
 
 
 def write(path: Path, lock: dict) -> None:

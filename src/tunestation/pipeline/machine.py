@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from tunestation.pipeline.stage import tool_versions
@@ -20,7 +21,7 @@ STACK = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelera
 
 @cache
 def gpus() -> tuple[str, ...]:
-    """Names and driver of the visible NVIDIA GPUs, through nvidia-smi; empty without any (or with CUDA_VISIBLE_DEVICES empty)."""
+    """Names and driver of the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible, through nvidia-smi; empty without any."""
     tool = shutil.which("nvidia-smi")
     if not tool or visible_gpus_variable() == "":
         return ()
@@ -28,7 +29,16 @@ def gpus() -> tuple[str, ...]:
     lines = subprocess.run(query, capture_output=True, text=True, check=False)
     names = tuple(line.strip() for line in lines.stdout.splitlines() if line.strip()) if lines.returncode == 0 else ()
     chosen = visible_gpus_variable()
-    return names[: len(chosen.split(","))] if chosen else names
+    return names if chosen is None else _chosen(names, chosen)
+
+
+def _chosen(names: tuple[str, ...], chosen: str) -> tuple[str, ...]:
+    """Those with the listed numbers, up to the first that is none, as CUDA has it; of GPUs listed by their UUID as many."""
+    parts = chosen.split(",")
+    if parts[0].startswith(("GPU-", "MIG-")):
+        return names[: len(parts)]
+    numbers = takewhile(lambda part: part.strip().isdecimal() and int(part) < len(names), parts)
+    return tuple(names[int(number)] for number in numbers)
 
 
 @cache

@@ -31,13 +31,12 @@ class Shelf:
         return self.folder / "logs" / f"{stage}-{key[:12]}"
 
     def record(self, stage: str, key: str) -> dict | None:
-        """What the run that made it wrote down; None if there is no finished result."""
-        path = self.published(stage, key) / RECORD
-        return read_json(path) if path.is_file() else None
+        """What the run that made it wrote down; None if there is no finished result, or its record was damaged."""
+        return _record(self.published(stage, key) / RECORD)
 
     def latest_record(self, stage: str) -> dict | None:
         """The youngest record of any key of this stage."""
-        records = [read_json(path) for path in self.folder.glob(f"{stage}-*/{RECORD}")]
+        records = [record for path in self.folder.glob(f"{stage}-*/{RECORD}") if (record := _record(path))]
         return max(records, key=lambda record: record["finished"], default=None)
 
     def outputs(self, stage: str, key: str) -> str | None:
@@ -69,3 +68,10 @@ class Shelf:
         partial.rename(final)
         shutil.rmtree(older, ignore_errors=True)
         return final
+
+
+def _record(path: Path) -> dict | None:
+    try:
+        return read_json(path) if path.is_file() else None
+    except ValueError:
+        return None

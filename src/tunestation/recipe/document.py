@@ -89,6 +89,8 @@ def _parse(path: Path, text: str) -> Any:
         raise InputError(*_explain(path, text, line, str(error.problem))) from None
     except YAMLError as error:
         raise InputError(f"is not YAML: {str(error).splitlines()[0]}", str(path)) from None
+    except (RecursionError, ValueError):  # brackets in brackets, or more digits than Python makes a number of
+        raise InputError("nests too deeply, or holds a number with thousands of digits.", str(path), "No recipe needs that.") from None
 
 
 def _explain(path: Path, text: str, line: int, problem: str) -> tuple[str, str, str]:
@@ -110,7 +112,7 @@ def override(document: Document, assignment: str) -> None:
         node = _descend(node, key, assignment)
     try:
         node[keys[-1]] = YAML(typ="rt").load(io.StringIO(text)) if text.strip() else ""
-    except (IndexError, TypeError, YAMLError):
+    except (IndexError, TypeError, ValueError, RecursionError, YAMLError):
         raise InputError(f"'{target}' cannot be set to '{text}'.", "--set", "Name a field of the recipe.") from None
     document.overrides[keys] = assignment
 

@@ -43,7 +43,7 @@ def _from_here(path: Path) -> Path:
 
 def every(folder: Path) -> list[Path]:
     """All recipe files below `folder`, by name."""
-    return sorted(folder.glob("*.yaml"))
+    return sorted(path for path in folder.glob("*.yaml") if path.is_file())
 
 
 @dataclass(frozen=True)
