@@ -1,5 +1,10 @@
 """Each Triton kernel of the fast step against its definition in torch: on a GPU, else in Triton's interpreter."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -219,3 +224,12 @@ def test_attention_over_documents_and_its_gradient(lengths):
         found.append([out, *(x.grad for x in mine)])
     for wanted, mine in zip(*found, strict=True):
         near(mine, wanted.detach(), 2e-2)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_they_compile_for_gpus_that_are_not_there(capability, tmp_path):
+    words = [sys.executable, str(Path(__file__).with_name("compiled.py")), str(capability)]
+    variables = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(words, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 25

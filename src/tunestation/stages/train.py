@@ -23,6 +23,7 @@ from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnReques
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.model import Fast, obstacle
 from tunestation.training.order import Order, draw, tokens_by_step
+from tunestation.training.packed import documents, pack, packable, packs
 from tunestation.training.rehearsal import Rehearsal
 from tunestation.training.trainer import RecipeTrainer, arguments
 
@@ -115,6 +116,8 @@ def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -
     if reason is None:
         return Fast.over(model), None
     print(f"  step: transformers' own, since {reason}", flush=True)
+    if packable(models.plain(model), settings["max_tokens"]):
+        pack(models.plain(model))
     if machine["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return None, reason
@@ -142,7 +145,7 @@ def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: O
     settings, samples = params["settings"], params["samples"]
     lengths = [len(ids) for ids in rows["input_ids"]]
     tokens = tokens_by_step(order, lengths, settings["global_batch_size"])
-    collate = lay if fast else Collate(tokenizer.pad_token_id)
+    collate = lay if fast else documents if packs(models.plain(model)) else Collate(tokenizer.pad_token_id)
     talk = [[*_system(samples), {"role": "user", "content": prompt}] for prompt in samples["prompts"]]
 
     def answer() -> list[str]:

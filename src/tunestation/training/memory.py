@@ -30,6 +30,8 @@ class Shape:
     tied: bool
     """Whether head and embedding are one tensor."""
     rank: int
+    head_norms: bool = False
+    """Whether queries and keys are normalised: then they are kept from before, too."""
 
     @classmethod
     def of(cls, config: dict, rank: int) -> Shape:
@@ -45,6 +47,7 @@ class Shape:
             config["vocab_size"],
             bool(config.get("tie_word_embeddings")),
             rank,
+            config.get("model_type", config.get("family")) == "qwen3",
         )
 
     @property
@@ -84,7 +87,8 @@ def kept(shape: Shape, keep: int) -> int:
     if keep == 2:
         return HALF * (shape.hidden + shape.rank)
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_size + 2 * shape.heads  # q, k, v, result; log-sums in fp32
-    numbers = 2 * shape.hidden + attention + shape.tails
+    before = (shape.heads + shape.kv_heads) * shape.head_size if shape.head_norms else 0
+    numbers = 2 * shape.hidden + attention + before + shape.tails
     return HALF * (numbers if keep == 1 else numbers + 2 * shape.intermediate)
 
 

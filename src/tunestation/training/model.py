@@ -87,6 +87,11 @@ def _every_linear(model: PreTrainedModel) -> str | list[str]:
     return sorted({name.rpartition(".")[2] for name in names if ".self_attn." in name})
 
 
+def plain(model: torch.nn.Module) -> PreTrainedModel:
+    """transformers' model, under adapters or not."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def trainable(model: torch.nn.Module) -> int:
     """Weights that learn."""
     return sum(_count(weight) for weight in model.parameters() if weight.requires_grad)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-NORM_OFFSETS = {"llama": 0, "mistral": 0, "qwen2": 0, "qwen3": 0, "phi3": 0, "gemma": 1}
+NORM_OFFSETS = {"llama": 0, "internlm3": 0, "mistral": 0, "qwen2": 0, "qwen3": 0, "phi3": 0, "gemma": 1}
 """Families of transformers with such layers -> what their norms add to their weights."""
 GELU = {"silu": False, "gelu_pytorch_tanh": True}
 """Activations of the gate -> whether it is gelu by tanh."""

@@ -1,0 +1,84 @@
+"""Compile every Triton kernel of the fast step for a GPU that is not there: `python compiled.py 90`, for compute capability 9.0.
+
+A driver that only says what GPU it has takes the place of the real one, and a launch ends when its kernel is compiled.
+"""
+
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+
+class Driver:
+    """What Triton asks of a driver before a launch."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+def launches(capability: int) -> None:
+    """Each kernel as layers launch it: with and without residuals and dropout, either activation, 8-bit copies where a GPU has them."""
+    from tunestation.training.fast import kernels, ops, product_kernels
+
+    h, wide, weight, table = torch.empty(4, 320).bfloat16(), torch.empty(4, 640).bfloat16(), torch.empty(320).bfloat16(), torch.empty(4, 32)
+    heads, losses = torch.empty(4, 20, 64).bfloat16(), torch.empty(4)
+    eights = [ops.empty_eight(4, 320, h.device)] if capability >= 89 else []
+    for eight in (None, *eights):
+        kernels.rms_norm(h, weight, 1e-6, h, None, None, eight)
+        kernels.rms_norm(h, weight, 1e-6, h, h, h, eight)
+        for gelu in (False, True):
+            kernels.glu(wide, h, gelu, eight)
+            kernels.glu_backward(wide, h, wide, gelu, eight)
+    for other in (None, h):
+        kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
+        kernels.dropout(h, 0.1, 5, h, other)
+    kernels.rotate(heads, table, table, heads, 1)
+    kernels.norm_rotate(heads, weight, 1e-6, table, table, heads)
+    kernels.norm_rotate_backward(heads, heads, weight, 1e-6, table, table, heads)
+    kernels.copy(h, h)
+    for eight in eights:
+        kernels.quantise_rows(h, *eight)
+    for b in (torch.empty(320, 64).bfloat16(), torch.empty(16, 320).bfloat16().t()):
+        product_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, 0.5)
+    product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
+    codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
+    for nested in (None, (scales, scales, scales)):
+        for columns in (64, 80):
+            out = torch.empty(8192 // columns, columns).bfloat16()
+            product_kernels.dequantise_nf4(codes, scales, codes if nested else scales, nested, out)
+    addresses = torch.zeros(24, dtype=torch.int64)
+    for nested in (False, True):
+        for columns in (512, 688):
+            out = torch.empty(264, columns + 8).bfloat16()
+            product_kernels.fill(addresses, out, [256], [8], columns, [0.5], True, nested, wide=nested)
+
+
+def main(capability: int) -> None:
+    """Prints how many kernels were compiled to machine code."""
+    made = []
+    run = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: object, grid: object, warmup: bool, **options: object) -> object:
+        made.append(run(self, *args, grid=grid, warmup=True, **options))
+        return made[-1]
+
+    triton.runtime.driver.set_active(Driver(capability))
+    JITFunction.run = compile_only
+    launches(capability)
+    assert all(kernel.asm["cubin"] for kernel in made)
+    print(len(made))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
