@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path, PurePath
 
 from tunestation import settings
 from tunestation.catalog.datasets import Dataset, dataset, datasets
+from tunestation.catalog.models import Model, find, models
 from tunestation.data.readers import READERS
 from tunestation.data.readers.text import plain_suffix
 from tunestation.errors import InputError
@@ -25,6 +27,7 @@ COMMENTS = 38
 """Column in which comments begin, where the line is not longer."""
 Line = tuple[str, str]
 """A line of the recipe and its comment."""
+OTHER_MODELS = "Name 'starter', one of 'invoke recipes --models', another repository as 'owner/name', or a folder below TUNE_MODELS."
 LEARNING_RATES = {"qlora": "2e-4", "lora": "2e-4", "full": "2e-5"}
 
 
@@ -59,6 +62,7 @@ def _source(name: str) -> Dataset:
             stays_inside(name)
         except ValueError as error:
             raise InputError(f"'{name}' {error}", "--data") from None
+        _refuse_absent(name)
         return Dataset.model_validate({"summary": name, "paths": (name,), "format": {"kind": kind}, "columns": ("text",)})
     found = dataset(name)
     if found.format.kind == "preference":
@@ -73,10 +77,18 @@ def _as_recipes_see_it(name: str) -> str:
     return file.relative_to(folders[0]).as_posix() if folders else name
 
 
+def _refuse_absent(name: str) -> None:
+    folders = (settings.load().recipes, settings.load().datasets)
+    if not any((folder / name).is_file() for folder in folders):
+        remedy = f"Put it into {folders[0]} or {folders[1]} (TUNE_DATASETS)."
+        raise InputError(f"there is no file '{name}' where recipes look for data.", "--data", remedy)
+
+
 def _recipe(name: str, model: str, sources: Sequence[Dataset], method: str) -> str:
     objectives = {source.objective for source in sources}
     if len(objectives) > 1:
         raise InputError("documents and conversations cannot be mixed in one recipe.", "--data", "Name data sets of one kind.")
+    objective = objectives.pop()
     lines = [
         ("# yaml-language-server: $schema=recipe.schema.json", ""),
         (f"# Every field with its default: docs/recipe.md, or 'invoke check {name} --resolved'.", ""),
@@ -88,8 +100,8 @@ def _recipe(name: str, model: str, sources: Sequence[Dataset], method: str) -> s
         ("  sources:", "repeat, weight and limit say how much of each is seen"),
         *(line for source in sources for line in _data(source)),
         ("  max_dropped: 0.01", "share of rows that may be untrainable before prepare stops"),
-        (f"template: {_template(model)}", "auto is the model's own chat template"),
-        *_train(method, objectives.pop()),
+        (f"template: {_template(model, objective)}", "auto is the model's own chat template"),
+        *_train(method, objective),
         *REST,
     ]
     return "".join(f"{text:<{COMMENTS}}  # {comment}\n" if comment else f"{text}\n" for text, comment in lines)
@@ -131,19 +143,46 @@ REST: list[Line] = [
 
 
 def _model(model: str) -> list[Line]:
-    """`starter`, `owner/name` of a hub, or a folder below the model volume."""
+    """`starter`, a folder below the model volume, a name of the catalogue with or without its owner, or `owner/name` of a hub."""
     if model == "starter":
         return [("model:", ""), ("  source: {kind: starter}", "")]
-    if (settings.load().models / model).is_dir():
+    if _is_folder(model):
         return [("model:", ""), (f"  source: {{kind: folder, path: {model}}}", "below the model volume (TUNE_MODELS)")]
-    if model.count("/") == 1:
-        return [("model:", ""), (f"  source: {{kind: hub, repo: {model}, revision: main}}", "'invoke pin' writes the commit into the lock")]
-    remedy = "Name 'starter', a repository of a hub as 'owner/name', or a folder below the model volume (TUNE_MODELS)."
-    raise InputError(f"there is no model '{model}'.", "--model", remedy)
+    repo, known = _known(model)
+    if known and known.shape.standing == "not possible":
+        raise InputError(f"'{repo}' cannot be trained: {known.shape.why_not}.", "--model", "See 'invoke recipes --models'.")
+    if not known and model.count("/") != 1:
+        raise InputError(f"there is no model '{model}'.", "--model", f"{_nearest(model)}{OTHER_MODELS}")
+    hub = ", hub: modelscope" if known and repo == known.modelscope and repo not in models() else ""
+    return [("model:", ""), (f"  source: {{kind: hub, repo: {repo}{hub}, revision: main}}", "'invoke pin' writes the commit into the lock")]
 
 
-def _template(model: str) -> str:
-    return "chatml" if model == "starter" else "auto"
+def _is_folder(model: str) -> bool:
+    return (settings.load().models / model).is_dir()
+
+
+def _known(model: str) -> tuple[str, Model | None]:
+    """The repository that `model` means, and what the catalogue knows of it: by its whole name on either hub, or by the name alone."""
+    alone = [repo for repo in models() if model.lower() in (repo.lower(), repo.partition("/")[2].lower())]
+    repo = alone[0] if alone and not find(model) else model
+    return repo, find(repo)
+
+
+def _nearest(model: str) -> str:
+    """The catalogue's name that is most like `model`, in a sentence; empty if none is."""
+    names = {repo.partition("/")[2].lower(): repo for repo in models()}
+    near = get_close_matches(model.rpartition("/")[2].lower(), list(names), 1)
+    return f"Did you mean '{names[near[0]]}'? " if near else ""
+
+
+def _template(model: str, objective: str) -> str:
+    """As the catalogue says; a base model has no format for conversations of its own."""
+    if model == "starter":
+        return "chatml"
+    known = None if _is_folder(model) else _known(model)[1]
+    if not known or objective == "pretrain":
+        return "auto"
+    return known.template or "chatml"
 
 
 def _data(source: Dataset) -> list[Line]:

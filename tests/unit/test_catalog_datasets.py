@@ -6,6 +6,7 @@ import pytest
 
 from tunestation import app, listing
 from tunestation.catalog.datasets import dataset, datasets
+from tunestation.catalog.models import models
 from tunestation.creating import METHODS, new
 from tunestation.data.formats import FORMATS
 from tunestation.data.formats.tables import TABLES
@@ -85,6 +86,7 @@ def test_a_file_is_named_as_the_recipe_sees_it_wherever_it_was_typed(bench, monk
 
 
 def test_a_text_file_is_for_pretraining(bench):
+    (bench.recipes / "book.txt.gz").touch()
     recipe = loading.load(new("mine", "starter", ["book.txt.gz"], "full")).recipe
     assert (recipe.train.objective, recipe.data.sources[0].format.kind) == ("pretrain", "text")
 
@@ -96,15 +98,44 @@ def test_a_folder_below_the_model_volume_is_a_model(bench):
 
 @pytest.mark.parametrize("file", ["it's mine.jsonl", "007.csv", "- x.json", "# y.jsonl", "a: b.txt"])
 def test_a_file_may_have_any_name(bench, file):
+    (bench.recipes / file).touch()
     path = new("mine", "starter", [file], "qlora")
     assert loading.load(path).recipe.data.sources[0].source.paths == (file,)
+
+
+MODELS = [
+    ("internlm/internlm2-chat-7b", "internlm/internlm2-chat-7b", "huggingface", "internlm2_chat"),
+    ("InternLM2-Chat-7B", "internlm/internlm2-chat-7b", "huggingface", "internlm2_chat"),
+    ("qwen/Qwen-7B-Chat", "qwen/Qwen-7B-Chat", "modelscope", "qwen_chat"),
+    ("Qwen-7B", "Qwen/Qwen-7B", "huggingface", "chatml"),
+    ("somebody/else", "somebody/else", "huggingface", "auto"),
+]
+
+
+@pytest.mark.parametrize(("named", "repo", "hub", "template"), MODELS)
+def test_a_model_of_the_catalogue_comes_with_its_template_however_it_is_named(bench, named, repo, hub, template):
+    recipe = loading.load(new("mine", named, ["alpaca"], "qlora")).recipe
+    assert (recipe.model.source.repo, recipe.model.source.hub, recipe.template) == (repo, hub, template)
+
+
+def test_every_name_of_the_model_catalogue_makes_a_recipe_or_says_why_not(bench):
+    for number, (repo, model) in enumerate(models().items()):
+        if model.shape.standing == "not possible":
+            with pytest.raises(InputError, match="cannot be trained"):
+                new(f"m{number}", repo, ["alpaca"], "lora")
+        else:
+            recipe = loading.load(new(f"m{number}", repo, ["alpaca"], "lora")).recipe
+            assert (recipe.model.source.repo, recipe.template) == (repo, model.template or "chatml")
 
 
 REFUSED = [
     ({"method": "dpo"}, "there is no method 'dpo'. Choose from: qlora, lora, full."),
     ({"model": ""}, "a recipe needs a model and data."),
     ({"data": []}, "a recipe needs a model and data."),
-    ({"model": "gpt"}, "there is no model 'gpt'. Name 'starter', a repository of a hub as 'owner/name'"),
+    ({"model": "gpt"}, "there is no model 'gpt'. Name 'starter', one of 'invoke recipes --models'"),
+    ({"model": "internlm2-chat-7bb"}, "there is no model 'internlm2-chat-7bb'. Did you mean 'internlm/internlm2-chat-7b'?"),
+    ({"model": "deepseek-ai/deepseek-moe-16b-chat"}, "cannot be trained: DeepSeek-MoE of the first generation is not carried"),
+    ({"data": ["missing.csv"]}, "there is no file 'missing.csv' where recipes look for data. Put it into"),
     ({"data": ["alpacca"]}, "there is no data set 'alpacca' in the catalogue. Did you mean 'alpaca'?"),
     ({"data": ["ultrafeedback"]}, "'ultrafeedback' holds preference pairs; training on pairs comes later."),
     ({"data": ["book.txt", "alpaca"]}, "documents and conversations cannot be mixed in one recipe."),
@@ -117,6 +148,7 @@ REFUSED = [
 @pytest.mark.parametrize(("change", "words"), REFUSED)
 def test_what_cannot_be_made_is_told_and_nothing_is_written(bench, change, words):
     bench.recipe()
+    (bench.recipes / "book.txt").touch()
     asked = SimpleNamespace(**({"name": "mine", "model": "starter", "data": ["alpaca"], "method": "qlora"} | change))
     with pytest.raises(InputError) as caught:
         new(asked.name, asked.model, asked.data, asked.method)
