@@ -1,7 +1,10 @@
 """Keys: what a result depends on, and what it does not."""
 
+from dataclasses import replace
+
 import pytest
 
+from tunestation.models.native import registry
 from tunestation.pipeline import stage as stages
 from tunestation.pipeline.stage import Stage, differences, keys, tool_versions
 
@@ -88,3 +91,25 @@ def test_differences_name_each_leaf_with_its_old_and_new_value():
     before = {"a": 1, "b": {"c": "x", "d": [1]}, "gone": True}
     after = {"a": 1, "b": {"c": "y", "d": [1, 2]}, "new": "z" * 60}
     assert differences(before, after) == ['b.c: "x" -> "y"', "b.d: [1] -> [1,2]", "gone: true -> null", f'new: null -> "{"z" * 36}...']
+
+
+@pytest.mark.parametrize(
+    ("repo", "other"),
+    [("Qwen/Qwen-7B-Chat", True), ("somebody/unknown", True), ("internlm/internlm2-chat-7b", False), ("Qwen/Qwen2.5-7B-Instruct", False)],
+)
+def test_a_new_version_of_a_familys_conversion_makes_other_keys_for_models_that_go_through_it(bench, monkeypatch, repo, other):
+    from_hub = ("source: {kind: starter}", f"source: {{kind: hub, repo: {repo}, revision: main}}")
+    before = keys(bench.open(from_hub).stages)
+    monkeypatch.setattr(registry, "FAMILIES", tuple(replace(f, version=2) if f.name == "qwen" else f for f in registry.FAMILIES))
+    after = keys(bench.open(from_hub).stages)
+    assert (before["fetch"] != after["fetch"]) is other
+
+
+def test_a_model_folder_is_fetched_again_when_the_conversion_of_its_family_has_a_new_version(bench, monkeypatch):
+    folder = bench.folder / "home" / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "internlm2"}')
+    local = ("source: {kind: starter}", "source: {kind: folder, path: mine}")
+    before = keys(bench.open(local).stages)
+    monkeypatch.setattr(registry, "FAMILIES", tuple(replace(f, version=2) for f in registry.FAMILIES))
+    assert keys(bench.open(local).stages)["fetch"] != before["fetch"]

@@ -9,7 +9,7 @@ from tunestation.fetching.manifest import FetchedModel
 from tunestation.fetching.place import Place, alone, check_space, writing
 from tunestation.fetching.progress import amount
 from tunestation.models.folder import model_files
-from tunestation.models.native.registry import family_of
+from tunestation.models.native.registry import family_of, version_of
 from tunestation.pipeline.digest import Digests, text_digest
 from tunestation.pipeline.files import read_json
 from tunestation.pipeline.volumes import Volumes
@@ -20,8 +20,6 @@ def converted(model: FetchedModel, volumes: Volumes, digests: Digests) -> Fetche
 
     Raises InputError if it cannot be converted, TunestationError for disk and space.
     """
-    from tunestation.models.native.convert import version_of
-
     folder = volumes.path(model.ref)
     config = read_json(folder / "config.json")
     family = family_of(config)

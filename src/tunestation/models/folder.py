@@ -41,10 +41,15 @@ def model_files(folder: Path) -> list[Path]:
     return [folder / name for name in files_that_count(path.name for path in folder.iterdir() if path.is_file())]
 
 
+def family_in(folder: Path) -> Family | None:
+    """The family that the model of `folder` has to be converted from."""
+    return family_of(_read(folder / "config.json"))
+
+
 def needs_conversion(folder: Path) -> bool:
     """Whether the model has to be rewritten before it is loaded: another architecture, pickled weights, or code asked for."""
     pickled = any(_matches(path.name, PICKLES) for path in model_files(folder))
-    return bool(_family(folder) or pickled or _asked_code(folder) or _python_files(folder))
+    return bool(family_in(folder) or pickled or _asked_code(folder) or _python_files(folder))
 
 
 def check_model_folder(folder: Path, name: str) -> list[Problem]:
@@ -61,7 +66,7 @@ def check_model_folder(folder: Path, name: str) -> list[Problem]:
 
 def early_problems(folder: Path, name: str) -> list[Problem]:
     """What the small files tell before the weights are there: code that would be needed, a variant that cannot be converted."""
-    family = _family(folder)
+    family = family_in(folder)
     if family:
         reason = family.refusal(_read(folder / "config.json"))
         what = f"is a {family.name} model that cannot be converted: {reason}."
@@ -71,14 +76,10 @@ def early_problems(folder: Path, name: str) -> list[Problem]:
 
 def pickle_problems(folder: Path, name: str, weights: list[str]) -> list[Problem]:
     """Pickled weights of an architecture that nobody here knows are refused; those of others are read as tensors only."""
-    if not _all_match(weights, PICKLES) or _family(folder) or _known(folder):
+    if not _all_match(weights, PICKLES) or family_in(folder) or _known(folder):
         return []
     what = f"has weights as pickles only ({_some(weights)}), which can run code when read, and {why_not(_read(folder / 'config.json'))}."
     return [Problem(what, name, "Give a revision with safetensors: many repositories have one in a branch or pull request (refs/pr/1).")]
-
-
-def _family(folder: Path) -> Family | None:
-    return family_of(_read(folder / "config.json"))
 
 
 def _known(folder: Path) -> bool:
@@ -129,7 +130,7 @@ def _config_problems(folder: Path, name: str) -> list[Problem]:
 
 
 def _tokenizer_problems(folder: Path, name: str) -> list[Problem]:
-    family = _family(folder)
+    family = family_in(folder)
     wanted = (family.vocabulary(_read(folder / "config.json")).file,) if family else TOKENIZERS
     if any((folder / tokenizer).is_file() for tokenizer in wanted):
         return []

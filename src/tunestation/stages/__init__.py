@@ -16,6 +16,7 @@ def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
 
 def _fetch(recipe: Recipe, inputs: Inputs) -> Stage:
     params = {"model": _model(recipe, inputs), "data": list(inputs.fetched)}
+    params |= {"conversions": inputs.conversions} if inputs.conversions else {}
     return Stage("fetch", "tunestation.stages.fetch:run", params, version=2)
 
 

@@ -76,10 +76,14 @@ class LocalData(Part):
 
 
 class Params(Part):
-    """What `fetch` is asked for: the model, and one entry for each data source of the recipe."""
+    """What `fetch` is asked for: the model, and one entry for each data source of the recipe.
+
+    `conversions` are versions of the code that rewrites the model: raising one makes another key.
+    """
 
     model: Annotated[HubModel | FolderModel | StarterModel | NewModel, Field(discriminator="kind")]
     data: tuple[Annotated[HubData | UrlData | LocalData, Field(discriminator="kind")], ...]
+    conversions: dict[str, int] = {}
 
 
 def run(params: dict, job: Job) -> Result:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tunestation.catalog.models import find
 from tunestation.errors import Problem
+from tunestation.models.folder import family_in
+from tunestation.models.native.registry import raised_versions
 from tunestation.pipeline.digest import Digests
 from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.schema import TEMPLATE_FILE, Recipe
@@ -20,6 +23,8 @@ class Inputs:
     """Commit of a hub model; None while it is not pinned."""
     model_ref: str | None
     """Reference of a model folder."""
+    conversions: dict[str, int]
+    """Conversions that the model may go through, with versions: those whose version was raised since the first."""
     fetched: tuple[dict, ...]
     """What `fetch` brings, one a data part."""
     parts: tuple[dict, ...]
@@ -44,13 +49,12 @@ def look(recipe: Recipe, where: Where, pins: dict, volumes: Volumes, digests: Di
     sources = [part.source for part in recipe.data.sources]
     parts = [_local(source, where(("data", "sources", n, "source")), volumes, digests, problems) for n, source in enumerate(sources)]
     checks = recipe.evaluate.checks
-    asked = [
-        _local(check.source, where(("evaluate", "checks", n, "source")), volumes, digests, problems) for n, check in enumerate(checks)
-    ]
+    asked = [_local(check.source, where(("evaluate", "checks", n, "source")), volumes, digests, problems) for n, check in enumerate(checks)]
     model = recipe.model.source
     return Inputs(
         model_commit=pins.get(pin_name(model)) if isinstance(model, HubModel) else None,
         model_ref=_folder(model, where(("model", "source")), volumes, problems) if isinstance(model, FolderModel) else None,
+        conversions=_conversions(model, volumes),
         fetched=tuple(_to_fetch(source, pins) for source in sources),
         parts=tuple(parts),
         checks=tuple(asked),
@@ -76,6 +80,16 @@ def pin_name(source: Pinned) -> str:
         return f"file {source.url}"
     kind = "model" if isinstance(source, HubModel) else "dataset"
     return f"{kind} {source.hub}:{source.repo}@{source.revision}"
+
+
+def _conversions(source: object, volumes: Volumes) -> dict[str, int]:
+    """What a hub model is says the catalogue; of one that is not there only fetching tells, so that any family may be meant."""
+    if isinstance(source, HubModel):
+        known = find(source.repo)
+        return raised_versions(known.shape.family if known else None)
+    ref = volumes.find(source.path, "recipe", "models") if isinstance(source, FolderModel) else None
+    family = family_in(volumes.path(ref)) if ref else None
+    return raised_versions(family.name if family else "") if ref else {}
 
 
 def _to_fetch(source: object, pins: dict) -> dict:

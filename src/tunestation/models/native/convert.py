@@ -12,7 +12,7 @@ from tunestation.errors import InputError, Problem
 from tunestation.models.limits import RECORD
 from tunestation.models.native.clean import clean
 from tunestation.models.native.family import Family
-from tunestation.models.native.registry import family_named, family_of
+from tunestation.models.native.registry import family_named, family_of, version_of
 from tunestation.models.native.tensors import Plan, planned, planned_back
 from tunestation.models.native.vocabularies import chat_template, write_tokenizer
 from tunestation.models.shards import Planned, Shards, write_shards
@@ -21,8 +21,6 @@ from tunestation.pipeline.files import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CLEAN_VERSION = 1
-"""Raised whenever a model of no family would become other bytes."""
 SHARD = 2 * 10**9
 """Bytes of a shard: what an interrupted conversion does again at most."""
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_length")
@@ -46,11 +44,6 @@ def convert(source: Path, into: Path, digests: dict[str, str], name: str) -> dic
     record = {"family": family.name if family else None, "version": version_of(family), "config": config, "source": digests}
     write_json(into / RECORD, record | {"limit": asdict(limit) if limit else None})
     return written
-
-
-def version_of(family: Family | None) -> int:
-    """The version of the conversion that `family`, or a model of none, goes through."""
-    return family.version if family else CLEAN_VERSION
 
 
 def _convert_family(family: Family, config: dict, source: Path, into: Path, name: str) -> dict[str, str]:

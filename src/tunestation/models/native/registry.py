@@ -6,6 +6,8 @@ from tunestation.models.native import baichuan, chatglm, internlm, internlm2, qw
 from tunestation.models.native.family import Family
 
 FAMILIES = (internlm.FAMILY, internlm2.FAMILY, *baichuan.FAMILIES, chatglm.FAMILY, qwen.FAMILY)
+CLEAN_VERSION = 1
+"""Raised whenever a model of no family would become other bytes."""
 EXPERTS = ("deepseek_v2", "mixtral", "qwen2_moe", "qwen3_moe")
 """model_types that transformers 5 gives one 3-d parameter for all experts of a layer."""
 DENSE = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_bigcode", "internlm3", "llama")
@@ -28,6 +30,17 @@ def family_of(config: dict) -> Family | None:
 def family_named(name: str) -> Family:
     """The family that a conversion record names."""
     return next(family for family in FAMILIES if family.name == name)
+
+
+def version_of(family: Family | None) -> int:
+    """The version of the conversion that `family`, or a model of none, goes through."""
+    return family.version if family else CLEAN_VERSION
+
+
+def raised_versions(name: str | None) -> dict[str, int]:
+    """Versions above the first, by family, of the conversions that a model of the family `name` goes through; of any family for None."""
+    among = {family.name: family.version for family in FAMILIES if name in (None, family.name)}
+    return {family: version for family, version in {"": CLEAN_VERSION, **among}.items() if version > 1}
 
 
 def why_not(config: dict) -> str:
