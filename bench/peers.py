@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from models import build
-from step import CASES, CUDA, Case, Plain, rows, save, shown, timed
+from reading import CUDA, save
+from step import CASES, Case, Plain, rows, shown, timed
 
 from tunestation.training.batches import Collate
 

@@ -8,31 +8,23 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
 import random
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from models import SHAPES, VOCABULARY, build
+from reading import CUDA, Clock, limits, save
 
 from tunestation.training import memory, zero
 from tunestation.training.batches import lay
 from tunestation.training.fast.model import Fast
 from tunestation.training.pace import ceiling
 
-CUDA = torch.cuda.is_available()
 GIB = 2**30
-RATES = ("matrix_tflops", "copy_tbps")
-PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "deepspeed", "liger-kernel", "accelerate")
 
 
 @dataclass
@@ -48,6 +40,8 @@ class Case:
     rank: int = 64
     dropout: float = 0.0
     deepspeed: bool = False
+    loose: bool = False
+    """Under DeepSpeed: gradients stay where the backward pass made them until all are there."""
     optimizer: str = "adamw"
     documents: bool = False
 
@@ -114,6 +108,7 @@ class Zero2:
 
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
         config = zero.make(2, "none", 1, 1, 1.0)
+        config["zero_optimization"]["contiguous_gradients"] = not case.loose
         zero.set_buckets(config, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer(model, case), config=config)[0]
 
@@ -132,29 +127,6 @@ def optimizer(model: torch.nn.Module, case: Case) -> torch.optim.Optimizer:
 
         return bnb.optim.PagedAdamW32bit(weights, lr=1e-4)
     return torch.optim.AdamW(weights, lr=1e-4, fused=CUDA)
-
-
-class Clock:
-    """Seconds between ticks as the GPU passes them, without making the host wait in between."""
-
-    def __init__(self) -> None:
-        self.ticks: list = []
-        self.tick()
-
-    def tick(self) -> None:
-        """The end of a step."""
-        if CUDA:
-            self.ticks.append(torch.cuda.Event(enable_timing=True))
-            self.ticks[-1].record()
-        else:
-            self.ticks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Of each step."""
-        if not CUDA:
-            return [end - start for start, end in pairwise(self.ticks)]
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in pairwise(self.ticks)]
 
 
 def timed(step: Callable, batches: list[dict], items: list[int], tokens: float, steps: int, warm: int) -> dict:
@@ -214,52 +186,12 @@ def show_profile(step: Callable) -> None:
         print(made.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=60), flush=True)
 
 
-def limits() -> dict:
-    """The rates of this machine: an 8192-cubed bfloat16 product of random numbers in TFLOP/s, and a copy in TB/s read and written."""
-    if not CUDA:
-        return {}
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    source, target = (torch.empty(2**31, dtype=torch.uint8, device="cuda") for _ in range(2))
-    product, copy = _median(lambda: a @ b), _median(lambda: target.copy_(source))
-    return {"matrix_tflops": round(2 * 8192**3 / product / 1e12), "copy_tbps": round(2**32 / copy / 1e12, 2)}
-
-
-def _median(run: Callable) -> float:
-    run()
-    clock = Clock()
-    for _ in range(10):
-        run()
-        clock.tick()
-    return statistics.median(clock.seconds())
-
-
 def share(found: dict, case: Case, shape: memory.Shape, rates: dict) -> dict:
     """`found` with the share of the tokens a second that the matrix rate would allow, all tokens labelled."""
     if "matrix_tflops" not in rates or case.documents:
         return found
     most = ceiling(shape, case.length, rates["matrix_tflops"] * 1e12)
     return found | {"share_of_limit": round(found["tokens_per_second"] / most, 3)}
-
-
-def machine() -> dict:
-    """What the numbers were read on."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ") if CUDA else ("", "")
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return {"gpu": name, "driver": driver, "versions": versions | {"python": platform.python_version()}}
-
-
-def save(found: list[dict], out: Path, rates: dict | None = None) -> None:
-    """Add rows to a file of results, and the machine's `rates` where they were measured."""
-    before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
-    known = {name: value for name, value in before.get("machine", {}).items() if name in RATES} if rates is None else rates
-    described = machine() | known
-    out.write_text(json.dumps({"machine": described, "rows": before["rows"] + found}, indent=1) + "\n", encoding="utf-8")
 
 
 def shown(found: list[dict]) -> str:
@@ -272,15 +204,16 @@ def shown(found: list[dict]) -> str:
 
 
 def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> None:
-    """Measure the cases one after the other; `NAME+zero` is a case under DeepSpeed."""
+    """Measure the cases one after the other; `NAME+zero` is a case under DeepSpeed, `NAME+loose` one with `loose` gradients there."""
     found, model, fast, built = [], None, None, None
     rates = limits()
     print(", ".join(f"{name} {value}" for name, value in rates.items()), flush=True)
     for name in names:
-        case = replace(CASES[name.removesuffix("+zero")], deepspeed=name.endswith("+zero"))
+        plain, _, how = name.partition("+")
+        case = replace(CASES[plain], deepspeed=bool(how), loose=how == "loose")
         if shape:
             case = replace(case, shape=shape, length=64 if shape == "tiny" else case.length)
-        wanted = (case.base, case.shape, case.rank, case.dropout, case.deepspeed)
+        wanted = (case.base, case.shape, case.rank, case.dropout, case.deepspeed, case.loose)
         if wanted != built:
             model = fast = None
             gc.collect()

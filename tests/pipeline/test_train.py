@@ -179,3 +179,9 @@ def test_a_model_without_a_past_is_trained_from_the_data_alone_and_merged(statio
     fresh, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert fresh.config.vocab_size == len(tokenizer)
     assert fresh.get_input_embeddings().weight.shape == (len(tokenizer), 64)
+
+
+def test_gradients_that_stay_where_they_were_made_change_no_byte(station, trained):
+    (station.recipes / "loose.json").write_text(json.dumps({"zero_optimization": {"contiguous_gradients": False}}))
+    result = station.make("train", name=variant(station, "loose", runtime={"deepspeed_config": "loose.json"}))
+    assert weights(result) == weights(trained)
