@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ import torch
 from original_families import Original, internlm, internlm2
 from original_packed import baichuan, chatglm, qwen
 from safetensors.torch import load_file
+from sentencepiece import SentencePieceProcessor
 from small_vocabularies import SYMBOLS, train_sentencepiece, write_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunestation.models.alibi  # noqa: F401  makes the Auto classes know Baichuan-13B
+from tunestation.data.encoding import encode
+from tunestation.data.formats import Message
 from tunestation.data.templates import TEMPLATES
+from tunestation.data.tokenizers import load_tokenizer, set_template
 from tunestation.errors import InputError
 from tunestation.models.native.convert import RECORD, convert, export_back
 from tunestation.models.shards import Shards
@@ -185,6 +190,17 @@ def test_a_variant_with_other_equations_is_refused_with_the_reason(tmp_path, rea
         convert(tmp_path, tmp_path / "result", {}, "tiny")
 
 
+def test_packed_rows_that_the_configuration_does_not_say_are_told_by_name_and_shape(tmp_path):
+    original = internlm2()
+    source = write(original, tmp_path / "source")
+    write_json(source / "config.json", original.config | {"num_key_value_heads": original.config["num_attention_heads"]})
+    with pytest.raises(InputError) as caught:
+        convert(source, tmp_path / "result", {}, "tiny")
+    problem, *others = caught.value.problems
+    assert not others and "has tensors of another shape than the configuration says: model.layers.0.attention.wqkv.weight" in problem.what
+    assert not list((tmp_path / "result").glob("*.safetensors"))
+
+
 def test_a_conversation_with_chatglm3_begins_as_its_authors_begin_it(tmp_path):
     source = write(chatglm(), tmp_path / "source")
     write_json(source / "tokenizer_config.json", {"added_tokens_decoder": {"64795": {"content": "<|user|>"}}})
@@ -195,6 +211,29 @@ def test_a_conversation_with_chatglm3_begins_as_its_authors_begin_it(tmp_path):
     assert tokenizer.convert_ids_to_tokens(ids)[-3] == "<|assistant|>"
     stops = tokenizer.convert_tokens_to_ids(["</s>", "<|user|>", "<|observation|>"])
     assert read_json(tmp_path / "result/generation_config.json")["eos_token_id"] == stops
+
+
+@pytest.mark.parametrize(("name", "first"), [("chatglm2", "[Round 1]\n\n问：Hi\n\n答："), ("chatglm3", "<|user|>\nHi<|assistant|>\n")])
+def test_chatglms_named_templates_begin_each_turn_as_xtuner_does(tmp_path, name, first):
+    source = write(chatglm(), tmp_path / "source")
+    convert(source, tmp_path / "result", {}, "tiny")
+    tokenizer = load_tokenizer(tmp_path / "result", "tiny")
+    set_template(tokenizer, name, None)
+    file = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    roles = {"<|user|>": file.vocab_size() + 6, "<|assistant|>": file.vocab_size() + 7}  # after the five of ADDED, <|system|> first
+    begin, separator = [file.vocab_size() + 1, file.vocab_size() + 3], "\n\n" if name == "chatglm2" else "\n"
+
+    def ids(text: str) -> list[int]:
+        parts = [part for part in re.split(r"(<\|\w+\|>)", text) if part]
+        return [one for part in parts for one in ([roles[part]] if part in roles else file.encode(part))]
+
+    second = first.replace("Round 1", "Round 2").replace("Hi", "2 + 3?")
+    turns = [(first, "Hello."), (second, "5")]
+    wanted = [one for asked, said in turns for one in [*begin, *ids(asked), *ids(said), file.eos_id(), *ids(separator)]]
+    messages = [Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "2 + 3?"), Message("assistant", "5")]
+    assert encode(tokenizer, messages).input_ids == wanted
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert rendered == "[gMASK]sop" + first
 
 
 CHATS = {

@@ -19,7 +19,7 @@ JINJA = """{{#- {name}: strings of XTuner's template of this name -#}}
 {{%- set ns = namespace(begin=true, round=0) -%}}
 {{%- for message in messages -%}}
     {{%- if ns.begin and message['role'] != 'assistant' -%}}
-        {{{{- bos_token -}}}}
+        {{{{- {begin} -}}}}
         {{%- set ns.begin = false -%}}
     {{%- endif -%}}
     {{%- if message['role'] in ['system', 'developer'] -%}}
@@ -57,6 +57,8 @@ class Turns:
     """Whether `suffix` ends the answer; else the tokenizer's eos_token does, and the next turn begins with bos_token."""
     separator: str = ""
     """After each answer, the last one included; not learned."""
+    begin: str = ""
+    """Where bos_token would stand, with a tokenizer that has none."""
 
     def pieces(self, contents: Iterable[tuple[str, str]], bos: str, eos: str) -> tuple[list[tuple[str, int | None]], str]:
         """(pieces of the answered turns, prompt of the last turn) of (role, content) pairs.
@@ -64,6 +66,7 @@ class Turns:
         A piece is (text, index of the answer it belongs to, or None). The prompt is empty if nothing is left to answer.
         Raises Misplaced for roles out of order.
         """
+        bos = bos or self.begin
         found: list[tuple[str, int | None]] = []
         prompt, before, begin, rounds = "", "", True, 0
         for index, (role, content) in enumerate(contents):
@@ -102,6 +105,7 @@ class Turns:
         answer = ["message['content']", *_literal(self.suffix), *([] if self.suffix_as_eos else ["eos_token"]), *_literal(self.separator)]
         return JINJA.format(
             name=name,
+            begin=f"bos_token or '{self.begin}'" if self.begin else "bos_token",
             system=_expression(self.system, "{system}") if self.system else no_system,
             instruction=self._question(),
             answer=" ~ ".join(answer),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tunestation.models.native.family import ATTENTION, Chat, Family, Line, Rows, Vocabulary, same_shape
 
 ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
-BEGIN = "[gMASK]sop"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
@@ -73,8 +72,8 @@ def _vocabulary(config: dict) -> Vocabulary:
 def _chat(files: dict) -> Chat:
     """The tokenizer of ChatGLM3's chat model lists its role tokens; the others are asked as ChatGLM2 is."""
     if "<|user|>" in str(files["tokenizer"]):
-        return Chat("chatglm3", ("<|user|>", "<|observation|>"), BEGIN)
-    return Chat("chatglm2", begin=BEGIN)
+        return Chat("chatglm3", ("<|user|>", "<|observation|>"))
+    return Chat("chatglm2")
 
 
 FAMILY = Family(

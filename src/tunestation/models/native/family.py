@@ -59,8 +59,6 @@ class Chat:
     """Name of a built-in template."""
     stop: tuple[str, ...] = ()
     """Tokens that end an answer besides eos."""
-    begin: str = ""
-    """What stands before a conversation where that is not bos."""
 
 
 @dataclass(frozen=True)

@@ -75,5 +75,4 @@ def chat_template(family: Family, files: dict) -> str | None:
     chat = family.chat(files)
     if chat is None:
         return None
-    jinja = TEMPLATES[chat.template].jinja
-    return jinja.replace("{{- bos_token -}}", "{{- '" + chat.begin + "' -}}") if chat.begin else jinja
+    return TEMPLATES[chat.template].jinja.replace("{{- bos_token or ", "{{- ")  # a family with a begin of its own has no bos_token
