@@ -101,10 +101,15 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def host_environment(file: Path) -> dict[str, str]:
-    """The process's environment on top of the NAME=value lines of `file` (Compose's .env), if there is one."""
+    """The process's environment on top of the NAME=value lines of `file` (Compose's .env), if there is one.
+
+    A path that begins with a dot counts from the file, as for Compose, wherever the task is called.
+    """
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
-    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs} | dict(os.environ)
+    told = {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}
+    placed = {name: str((file.parent / value).absolute()) if value.startswith(("./", "../")) else value for name, value in told.items()}
+    return placed | dict(os.environ)
 
 
 def runner() -> str:

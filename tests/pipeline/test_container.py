@@ -206,10 +206,12 @@ global.find-links='/srv/wheels'
 
 
 def test_settings_in_the_env_file_of_compose_count_and_the_environment_comes_before_them(tmp_path, monkeypatch):
-    (tmp_path / ".env").write_text("# said\nTUNE_RUNS='/from/file'\nTUNE_CACHE=/from/file\n", encoding="utf-8")
+    lines = ["# said", "TUNE_RUNS='/from/file'", "TUNE_CACHE=/from/file", "TUNE_MODELS=./models", "TUNE_IMAGE=tunestation:mine", ""]
+    (tmp_path / ".env").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setenv("TUNE_CACHE", "/from/environment")
     found = settings.host_environment(tmp_path / ".env")
     assert (found["TUNE_RUNS"], found["TUNE_CACHE"]) == ("/from/file", "/from/environment")
+    assert (found["TUNE_MODELS"], found["TUNE_IMAGE"]) == (f"{tmp_path}/models", "tunestation:mine")
 
 
 def test_a_word_that_names_no_runner_is_told(monkeypatch):
