@@ -93,7 +93,7 @@ def test_other_versions_are_not_comparable_and_are_named():
 
 
 def test_other_settings_are_not_comparable():
-    assert verdict(record(key="l")) == ("not comparable", "other settings, data or earlier stages")
+    assert verdict(record(key="l")) == ("not comparable", "other settings, data, code or earlier stages")
 
 
 def test_a_stage_that_the_lock_does_not_know_is_not_comparable():

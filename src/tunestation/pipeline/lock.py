@@ -97,7 +97,7 @@ def _compare(stage: Stage, record: dict, locked: dict | None) -> Comparison:
 
 def _why_keys_differ(record: dict, locked: dict) -> str:
     versions = differences(locked["tools"], record["tools"])
-    return f"other versions: {'; '.join(versions)}" if versions else "other settings, data or earlier stages"
+    return f"other versions: {'; '.join(versions)}" if versions else "other settings, data, code or earlier stages"
 
 
 def _compare_measures(stage: Stage, record: dict, locked: dict) -> Comparison:
