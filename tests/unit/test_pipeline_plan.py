@@ -76,6 +76,14 @@ def test_a_changed_or_missing_file_of_a_volume_is_named(line):
     assert line.says(reads) == [("run", "models:m/w.safetensors is missing or was changed")]
 
 
+def test_a_setting_deep_in_a_list_is_named_with_its_place(line):
+    rows = [{"file": "a.jsonl", "variables": {"name": "us"}}, {"file": "b.jsonl", "variables": {}}]
+    line.run(stage("one", parts=rows))
+    changed = [rows[0] | {"variables": {"name": "you"}}, rows[1]]
+    assert line.says(stage("one", parts=changed)) == [("run", 'settings changed (parts[0].variables.name: "us" -> "you")')]
+    assert line.says(stage("one", parts=rows[:1]))[0][1].startswith('settings changed (parts: [{"file":"a.jsonl"')
+
+
 def test_a_damaged_record_is_none(line):
     line.run()
     (line.shelf.published("one", line.plan()[0].key) / "stage.json").write_text('{"stage": "on')

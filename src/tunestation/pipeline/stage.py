@@ -75,14 +75,18 @@ def keys(stages: Iterable[Stage]) -> dict[str, str]:
 
 def differences(before: dict, after: dict, prefix: str = "") -> list[str]:
     """`name: old -> new` for each leaf in which two parameter trees differ."""
-    lines = []
-    for name in sorted({*before, *after}):
-        old, new = before.get(name), after.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            lines.append(f"{prefix}{name}: {_short(old)} -> {_short(new)}")
-    return lines
+    every = sorted({*before, *after})
+    return [line for name in every for line in _difference(f"{prefix}{name}", before.get(name), after.get(name))]
+
+
+def _difference(name: str, old: object, new: object) -> list[str]:
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        return differences(old, new, f"{name}.")
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for n, pair in enumerate(zip(old, new, strict=True)) for line in _difference(f"{name}[{n}]", *pair)]
+    return [f"{name}: {_short(old)} -> {_short(new)}"]
 
 
 def _short(value: object) -> str:
