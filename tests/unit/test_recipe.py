@@ -84,7 +84,7 @@ def test_a_wrong_value_is_told_with_what_is_wanted_and_what_is_there(bench, old,
     assert problems(bench.recipe((old, new))) == [told]
 
 
-@pytest.mark.parametrize("value", ["[" * 3000, "1" + "0" * 5000])
+@pytest.mark.parametrize("value", ["[" * 400, "1" + "0" * 5000])
 def test_what_no_yaml_reader_can_take_is_told_and_not_a_traceback(bench, value):
     told = "nests too deeply, or holds a number with thousands of digits. No recipe needs that."
     assert problems(bench.recipe(("epochs: 1", f"epochs: {value}"))) == [f"small.yaml: {told}"]
