@@ -31,6 +31,8 @@ def _commands() -> Iterator[list[str]]:
     yield [str(TOOLS / "hadolint"), "Dockerfile"]
     if _has_compose():
         yield from (["docker", "compose", *_files(name), "config", "--quiet"] for name in ("", "cpu", "cdi"))
+        served = ["--file", "docker/compose.serve.yaml", "--profile", "vllm", "--profile", "lmdeploy"]
+        yield ["env", "TUNE_MERGED=/merged", "TUNE_PASSWORD=password", "docker", "compose", *served, "config", "--quiet"]
 
 
 def _files(override: str) -> list[str]:

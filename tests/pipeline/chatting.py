@@ -5,13 +5,17 @@ import multiprocessing.process
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+import openai
 import torch
+import uvicorn
 from peft import LoraConfig, get_peft_model
-from station import PATIENCE, forks, free_port
+from station import PATIENCE, forks, free_port, wait_until
 from tiny import make_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,11 +67,28 @@ def collect(stream) -> tuple[str, object]:
 
 
 def idle(engine: Engine) -> None:
-    """Wait until no answer is being drawn; far sooner than an answer of hundreds of tokens would take."""
-    deadline = time.monotonic() + 30
-    while engine.scheduler.load() != (0, 0):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    """Wait until no answer is being drawn."""
+    wait_until(lambda: engine.scheduler.load() == (0, 0))
+
+
+class Served:
+    """An API, with or without a page, on a port of this machine, in a thread."""
+
+    def __init__(self, app):
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error", ws="none", timeout_graceful_shutdown=1))
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def client(self, key="none"):
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, http_client=httpx.Client(trust_env=False))
+
+    def close(self):
+        self._server.should_exit = True
+        self._thread.join()
 
 
 @dataclass

@@ -8,7 +8,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton, where it is installed, decides at its import how kernels are run
 
-from chatting import make_pair
+from browsing import CHROMIUM, EXAMPLE, FLAGS, new_person, open_window
+from chatting import make_pair, start_server
+from playwright.sync_api import sync_playwright
 from preparing import Bench
 from station import Station
 
@@ -51,3 +53,46 @@ def engine(pair):
     engine = Engine(pair)
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def server(endless_pair, tmp_path_factory):
+    """A chat page whose answers are long, in a process of its own."""
+    folder = tmp_path_factory.mktemp("page")
+    generation = {"temperature": 0.0, "max_new_tokens": 4000}
+    chat = start_server(folder, weights=endless_pair, examples=[EXAMPLE, "How do I ask for a raise?"], generation=generation)
+    chat.folder = folder
+    yield chat
+    assert chat.end() == 0
+    assert chat.complained() == ""
+
+
+@pytest.fixture(scope="session")
+def alone(endless_pair):
+    """The model of that page, asked without a page."""
+    engine = Engine(endless_pair)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Not for longer than a module: as long as Playwright runs, no test can run an event loop of its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def person(chromium):
+    """A browser with nothing kept."""
+    context = new_person(chromium)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def window(person, server):
+    """The chat page, open."""
+    return open_window(person, server.url)

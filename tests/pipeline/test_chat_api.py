@@ -2,15 +2,11 @@
 
 import asyncio
 import json
-import threading
-import time
 
 import httpx
 import openai
 import pytest
-import uvicorn
-from chatting import GREEDY, QUESTIONS, ask, expected, idle
-from station import free_port
+from chatting import GREEDY, QUESTIONS, Served, ask, expected, idle
 
 from tunestation.chat.api import build_api
 from tunestation.chat.engine import Engine
@@ -20,30 +16,13 @@ PASSWORD = "correct horse"
 NEVER_ENDS = {"max_tokens": 8000}
 
 
-class Served:
-    """The API of an engine on a port of this machine, in a thread."""
-
-    def __init__(self, engine, password=None):
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        app = Guard(build_api(engine, "tiny", GREEDY), password)
-        self._server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error", ws="none", timeout_graceful_shutdown=1))
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-
-    def client(self, key="none"):
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, http_client=httpx.Client(trust_env=False))
-
-    def close(self):
-        self._server.should_exit = True
-        self._thread.join()
+def serve(engine, password=None):
+    return Served(Guard(build_api(engine, "tiny", GREEDY), password))
 
 
 @pytest.fixture(scope="module")
 def served(engine):
-    served = Served(engine)
+    served = serve(engine)
     yield served
     served.close()
 
@@ -57,7 +36,7 @@ def client(served):
 def endless(endless_pair):
     """An engine whose answers end only when they are cut: two at a time, one may wait."""
     engine = Engine(endless_pair, parallel=2, waiting=1)
-    served = Served(engine)
+    served = serve(engine)
     served.engine = engine
     yield served
     served.close()
@@ -199,7 +178,7 @@ def test_a_failing_model_is_told_in_openai_s_shape_and_by_health(endless, capsys
 
 
 def test_with_a_password_every_path_of_the_api_wants_it_as_bearer_token(engine):
-    served = Served(engine, PASSWORD)
+    served = serve(engine, PASSWORD)
     try:
         assert create(served.client(PASSWORD)).choices[0].message.content == expected(engine, "Hi")
         for wrong in ("none", PASSWORD[:-1]):

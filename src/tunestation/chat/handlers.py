@@ -290,5 +290,6 @@ def _messages(at: Context, who: Who) -> list[dict]:
 
 
 def _status(ending: Ending, note: str, words: dict) -> str:
-    told = [words["speed"].format(tokens=ending.completion_tokens, speed=ending.speed), words.get(ending.reason, ""), note]
+    speed = words["speed"].format(tokens=ending.completion_tokens, speed=ending.speed) if ending.completion_tokens else ""
+    told = [speed, words.get(ending.reason, ""), note]
     return html.escape(" · ".join(text for text in told if text))

@@ -12,6 +12,7 @@ from tunestation.chat.answers import Ending, Request
 from tunestation.chat.engine import Engine
 from tunestation.chat.main import ChatJob
 from tunestation.chat.talks import Talk, Turn, to_jsonl
+from tunestation.chat.words import ENGLISH
 from tunestation.errors import TunestationError
 
 HELP = """/system TEXT   set the system text (without TEXT: remove it)
@@ -87,7 +88,7 @@ class Terminal:
         try:
             kept, dropped = self._engine.fit(messages, self._generation.max_new_tokens)
             if dropped:
-                print(f"(The conversation is long: the model no longer sees its first {dropped} exchanges.)")
+                print(f"({ENGLISH['trimmed'].format(count=dropped)})")
             ending = self._print(turn, Request(tuple(kept), self._generation))
         except KeyboardInterrupt:
             print("\n(stopped)")

@@ -36,7 +36,7 @@ ENGLISH = {
     "waiting": "Waiting: {count} others ask as well.",
     "length": "Cut at its longest length; see Settings.",
     "cancelled": "Stopped.",
-    "trimmed": "The conversation is long: the model no longer sees the first {count} exchanges.",
+    "trimmed": "The conversation is long: the model no longer sees its oldest questions and answers ({count} left out).",
     "failed": "The model could not answer.",
     "busy": "Too many people are asking just now. Try again in a moment.",
 }
