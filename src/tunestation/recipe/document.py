@@ -17,6 +17,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from tunestation.errors import InputError
 
 Key = str | int
+DEEPEST = 50
+"""Levels that a recipe may have; those that have a meaning are far fewer."""
 
 
 @dataclass
@@ -47,15 +49,20 @@ class Document:
         return line + 1
 
     def plain(self) -> Any:
-        """The tree as JSON types; dates stay text."""
-        return _plain(self.tree)
+        """The tree as JSON types; dates stay text. Raises InputError if it is deeper than any recipe."""
+        try:
+            return _plain(self.tree, DEEPEST)
+        except RecursionError:
+            raise _strange(self.path) from None
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Any, room: int) -> Any:
+    if not room:
+        raise RecursionError
     if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
+        return {str(key): _plain(value, room - 1) for key, value in node.items()}
     if isinstance(node, list):
-        return [_plain(value) for value in node]
+        return [_plain(value, room - 1) for value in node]
     if node is None or isinstance(node, (bool, int, float)):
         return node
     return str(node)
@@ -90,7 +97,11 @@ def _parse(path: Path, text: str) -> Any:
     except YAMLError as error:
         raise InputError(f"is not YAML: {str(error).splitlines()[0]}", str(path)) from None
     except (RecursionError, ValueError):  # brackets in brackets, or more digits than Python makes a number of
-        raise InputError("nests too deeply, or holds a number with thousands of digits.", str(path), "No recipe needs that.") from None
+        raise _strange(path) from None
+
+
+def _strange(path: Path) -> InputError:
+    return InputError("nests too deeply, or holds a number with thousands of digits.", str(path), "No recipe needs that.")
 
 
 def _explain(path: Path, text: str, line: int, problem: str) -> tuple[str, str, str]:
