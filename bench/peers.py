@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from cases import CASES, Case, rows
 from models import build
 from reading import CUDA, save
-from step import CASES, Case, Plain, rows, shown, timed
+from step import Plain, shown, timed
 
 from tunestation.training.batches import Collate
 

@@ -9,80 +9,23 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import random
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from models import SHAPES, VOCABULARY, build
+from cases import CASES, Case, rows
+from models import SHAPES, build
 from reading import CUDA, Clock, limits, save
 
 from tunestation.training import memory, zero
 from tunestation.training.batches import lay
 from tunestation.training.fast.model import Fast
+from tunestation.training.learned import Learned, learned
 from tunestation.training.pace import ceiling
 
 GIB = 2**30
-
-
-@dataclass
-class Case:
-    """What is measured. `gib` caps what the planner may use; None is all of the GPU."""
-
-    name: str
-    base: str = "nf4"
-    shape: str = "internlm2-7b"
-    sequences: int = 8
-    length: int = 2048
-    gib: float | None = None
-    rank: int = 64
-    dropout: float = 0.0
-    deepspeed: bool = False
-    loose: bool = False
-    """Under DeepSpeed: gradients stay where the backward pass made them until all are there."""
-    optimizer: str = "adamw"
-    documents: bool = False
-
-
-CASES = {
-    case.name: case
-    for case in (
-        Case("A"),
-        Case("A4", sequences=4),
-        Case("B", sequences=4, gib=10.2, optimizer="paged"),
-        Case("C", sequences=1, gib=6.6, optimizer="paged"),
-        Case("C16", sequences=1, gib=6.6, rank=16, optimizer="paged"),
-        Case("E", base="fp8"),
-        Case("F", documents=True),
-        Case("FE", base="fp8", documents=True),
-        Case("G", shape="internlm2-1.8b"),
-        Case("GE", shape="internlm2-1.8b", base="fp8"),
-        Case("H", dropout=0.1),
-        Case("24", sequences=4, gib=23.0),
-        Case("bf16", base="bf16"),
-    )
-}
-
-
-def rows(case: Case, index: int) -> list[dict]:
-    """Random tokens: `sequences` of `length`, or as many tokens in documents of 60 to 600, their second half labelled."""
-    draw, generator = random.Random(index), torch.Generator().manual_seed(index)
-    vocabulary = VOCABULARY if case.shape != "tiny" else 512
-    lengths = [case.length] * case.sequences
-    if case.documents:
-        left, lengths = case.length * case.sequences, []
-        while left > 600:
-            lengths.append(draw.randint(60, 600))
-            left -= lengths[-1]
-        lengths.append(left)
-    found = []
-    for length in lengths:
-        ids = torch.randint(vocabulary, (length,), generator=generator).tolist()
-        prompt = length // 2 if case.documents else 0
-        found.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:], "position_ids": list(range(length))})
-    return found
 
 
 class Plain:
@@ -107,7 +50,7 @@ class Zero2:
         import deepspeed
 
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        config = zero.make(2, "none", 1, 1, 1.0)
+        config = zero.make(2, "optimizer" if case.offload else "none", 1, 1, 1.0)
         config["zero_optimization"]["contiguous_gradients"] = not case.loose
         zero.set_buckets(config, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer(model, case), config=config)[0]
@@ -158,22 +101,25 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     items = [len(batch["targets"]) for batch in batches]
     tokens = sum(batch.pop("labels").numel() for batch in batches) / 3
     step = (Zero2 if case.deepspeed else Plain)(model, case)
-    choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model), None, fast.dequantised)
+    gradients = learned("paged_adamw_32bit" if case.optimizer == "paged" else "adamw", 2 * case.deepspeed, case.offload)
+    choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
     fast.keep(choice)
     found = {"case": case.name, "stack": "tunestation", "kept": choice.told} | timed(step, batches, items, tokens, steps, warm)
+    waiting = sum(memory.host_bytes(fast.shape, choice, case.length * case.sequences, case.base).values())
+    found["host_gib"] = round((waiting + gradients.host * fast.shape.adapters) / GIB, 2)
     if profile:
         show_profile(lambda: step(batches[0], items[0]))
     return found | {name: value for name, value in asdict(case).items() if name != "name"}
 
 
-def free(case: Case, model: torch.nn.Module) -> int:
-    """Bytes that activations may take, as training reckons it: without gradients, Adam's states and a reserve."""
+def free(case: Case, model: torch.nn.Module, gradients: Learned) -> int:
+    """Bytes that activations and gradients may take: of what is there, without Adam's states to come, matrix libraries and a reserve."""
     if not CUDA:
         return 2**62
-    learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    count = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    there = 2 if case.offload else 6 if case.deepspeed else 4  # bytes of a weight that is made before the first step
     total = int(case.gib * GIB) if case.gib else int(torch.cuda.mem_get_info()[1] * (1 - memory.SPARE))
-    states = (4 if case.optimizer == "paged" else 12) * learned
-    return total - torch.cuda.memory_allocated() - states
+    return total - torch.cuda.memory_allocated() - memory.WORKSPACE - round(gradients.resident - there) * count
 
 
 def show_profile(step: Callable) -> None:
@@ -210,14 +156,16 @@ def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str
     print(", ".join(f"{name} {value}" for name, value in rates.items()), flush=True)
     for name in names:
         plain, _, how = name.partition("+")
-        case = replace(CASES[plain], deepspeed=bool(how), loose=how == "loose")
+        case = CASES[plain]
+        case = replace(case, deepspeed=case.deepspeed or bool(how), loose=how == "loose")
         if shape:
             case = replace(case, shape=shape, length=64 if shape == "tiny" else case.length)
-        wanted = (case.base, case.shape, case.rank, case.dropout, case.deepspeed, case.loose)
-        if wanted != built:
+        wanted = (case.base, case.shape, case.rank, case.dropout)
+        if wanted != built or case.deepspeed:
             model = fast = None
             gc.collect()
-            model, built = build(case.shape, case.base, case.rank, case.dropout).train(), wanted
+            model = build(case.shape, case.base, case.rank, case.dropout).train()
+            built = None if case.deepspeed else wanted  # an engine leaves its hooks in a model
             fast = Fast.over(model)
         fast.forget()
         gc.collect()

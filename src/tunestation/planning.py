@@ -11,6 +11,7 @@ from tunestation.pipeline.files import read_json
 from tunestation.pipeline.volumes import PACKAGE
 from tunestation.report import duration, table
 from tunestation.training import cards, memory, pace
+from tunestation.training.learned import learned
 from tunestation.training.memory import GIB
 from tunestation.training.order import draw
 from tunestation.training.zero import accumulation_steps
@@ -92,14 +93,15 @@ def _plan(work: Work, card: cards.Card, gpus: int) -> Plan | None:
     if base == "fp8" and not card.rate_8:
         return None
     tokens = train.max_tokens * runtime.micro_batch_size
-    learned = memory.learned_bytes(train.optimizer, runtime.zero_stage > 0, runtime.offload == "optimizer")
-    resident = memory.base_bytes(shape, base, train.base.double_quant) + memory.HALF * shape.embedding + memory.WORKSPACE
-    resident += sum(learned) * shape.adapters
-    wanted = None if runtime.gradient_checkpointing == "auto" else runtime.gradient_checkpointing
-    choice = memory.choose(shape, tokens, int(card.memory * (1 - memory.SPARE) * GIB) - resident, wanted, base != "fp8")
-    seconds = pace.micro_batch(shape, card, choice, tokens, tokens, _span(work), base, train.lora.dropout > 0)
     micro_batches = accumulation_steps(train.global_batch_size, runtime.micro_batch_size, gpus)
-    parts = memory.components(shape, choice, tokens, base, learned, train.base.double_quant)
+    gradients = learned(train.optimizer, runtime.zero_stage, runtime.offload != "none", gpus, micro_batches > 1)
+    resident = memory.base_bytes(shape, base, train.base.double_quant) + memory.HALF * shape.embedding + memory.WORKSPACE
+    resident += round(gradients.resident * shape.adapters)
+    wanted = None if runtime.gradient_checkpointing == "auto" else runtime.gradient_checkpointing
+    free = int(card.memory * (1 - memory.SPARE) * GIB) - resident
+    choice = memory.choose(shape, tokens, free, wanted, base, gradients, train.base.double_quant)
+    seconds = pace.micro_batch(shape, card, choice, tokens, tokens, _span(work), base, train.lora.dropout > 0)
+    parts = memory.components(shape, choice, tokens, base, gradients, train.base.double_quant)
     step_tokens = train.max_tokens * train.global_batch_size
     return Plan(card, gpus, parts, choice, step_tokens, micro_batches * seconds + pace.optimizer_step(shape, card))
 

@@ -9,6 +9,7 @@ from test_fast_step import adapted, documents
 from tunestation.errors import TunestationError
 from tunestation.training.batches import lay
 from tunestation.training.fast.model import Fast
+from tunestation.training.learned import learned
 from tunestation.training.rehearsal import Rehearsal
 
 
@@ -16,7 +17,7 @@ from tunestation.training.rehearsal import Rehearsal
 def rehearsal(tmp_path):
     """Over a small model with dropout, whose longest micro-batch has 60 tokens."""
     model, rows = adapted(dropout=0.1).train(), documents()
-    return Rehearsal(model, Fast.over(model), lay, rows[2:], rows[1], None, tmp_path, 4, 1000)
+    return Rehearsal(model, Fast.over(model), lay, rows[2:], rows[1], None, tmp_path, 4, 1000, "bf16", learned("adamw", 2))
 
 
 def test_it_leaves_weights_gradients_random_numbers_and_files_as_they_were(rehearsal, tmp_path):

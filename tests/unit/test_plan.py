@@ -11,6 +11,7 @@ from tunestation.errors import InputError
 from tunestation.planning import plans, shape_of, told
 from tunestation.settings import PROJECT
 from tunestation.training import cards, memory, pace
+from tunestation.training.learned import learned
 
 SHAPES = {
     "internlm2-7b": memory.Shape(4096, 14336, 32, 32, 8, 128, 92544, False, 64),
@@ -42,7 +43,7 @@ def test_memory_is_planned_within_8_percent_and_time_within_20(row):
     shape = replace(SHAPES[row["shape"]], rank=row["rank"])
     choice, tokens = choice_of(row, shape.layers), row["sequences"] * row["length"]
     optimizer = {"paged": "paged_adamw_32bit"}.get(row["optimizer"], "adamw")
-    parts = memory.components(shape, choice, tokens, row["base"], memory.learned_bytes(optimizer, row["deepspeed"]))
+    parts = memory.components(shape, choice, tokens, row["base"], learned(optimizer, 2 * row["deepspeed"]))
     assert sum(parts.values()) / GIB == pytest.approx(row["peak_gib"], rel=0.08)
     card, documents = cards.CARDS["h200"], row["documents"]
     labelled, span = (tokens // 2, 330) if documents else (tokens, row["length"])
@@ -54,19 +55,34 @@ def test_memory_is_planned_within_8_percent_and_time_within_20(row):
         assert planned == pytest.approx(row["tokens_per_second"], rel=0.2)
 
 
-@pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 48, 80, 141])
-@pytest.mark.parametrize("dequantised", [True, False])
-def test_what_is_chosen_fits_and_more_memory_never_computes_more_again(gib, dequantised):
+@pytest.mark.parametrize("gib", [3, 6, 8, 12, 16, 24, 48, 80, 141])
+@pytest.mark.parametrize("base", ["nf4", "bf16", "fp8"])
+@pytest.mark.parametrize("gradients", [learned("adamw", 0), learned("adamw", 2, accumulates=True), learned("adamw", 2, offload=True)])
+def test_what_is_chosen_fits_and_more_memory_never_computes_more_again(gib, base, gradients):
     shape = SHAPES["internlm2-7b"]
-    free = (gib - 5) * GIB
-    choice = memory.choose(shape, 4096, free, None, dequantised)
-    assert len(choice.levels) == 32 and choice.dense <= (32 if dequantised else 0)
-    used = sum(4096 * memory.kept(shape, level) for level in choice.levels) + choice.logits + choice.dense * memory.dense(shape)
-    assert choice.input == 32 or used <= free
-    more = memory.choose(shape, 4096, free + 4 * GIB, None, dequantised)
-    assert (more.input, more.attention) <= (choice.input, choice.attention) or more.input < choice.input
-    assert memory.choose(shape, 4096, free, True, dequantised).input == 32
-    assert memory.choose(shape, 4096, free, False, dequantised).everything == 32
+    frozen = memory.base_bytes(shape, base) + memory.HALF * shape.embedding + memory.WORKSPACE + round(gradients.resident * shape.adapters)
+    free = gib * GIB - frozen
+    choice = memory.choose(shape, 4096, free, None, base, gradients)
+    assert len(choice.levels) == 32 and choice.dense <= (0 if base == "fp8" else 32)
+    smallest = memory.Choice(32, 0, 0, 0, memory.LITTLE_LOGITS, memory.Host(True, True, 0 if base == "fp8" else 32))
+    needed = sum(memory.components(shape, choice, 4096, base, gradients).values())
+    assert needed <= gib * GIB or choice == smallest
+    more = memory.choose(shape, 4096, free + 4 * GIB, None, base, gradients)
+    assert more.host.weights <= choice.host.weights
+    if more.host == choice.host:
+        assert (more.input, more.attention) <= (choice.input, choice.attention) or more.input < choice.input
+    assert memory.choose(shape, 4096, free, True, base, gradients).input == 32
+    assert memory.choose(shape, 4096, free, False, base, gradients).everything == 32
+
+
+def test_host_memory_is_used_only_if_nothing_fits_else_and_what_costs_least_first():
+    shape, gradients, told = SHAPES["internlm2-7b"], learned("adamw", 2, offload=True), []
+    frozen = memory.base_bytes(shape, "nf4") + memory.HALF * shape.embedding + memory.WORKSPACE + 2 * shape.adapters
+    for gib in (8, 6, 5.5, 4.9, 2.5):
+        told.append(memory.choose(shape, 2048, round(gib * GIB) - frozen, None, "nf4", gradients).host)
+    assert told[:3] == [memory.Host(), memory.Host(True), memory.Host(True, True)]
+    assert told[3].embedding and told[3].inputs and 3 <= told[3].weights < 8
+    assert told[4].weights > 24
 
 
 @pytest.fixture

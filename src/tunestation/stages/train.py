@@ -22,6 +22,7 @@ from tunestation.training.batches import Collate, Visits, lay, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.model import Fast, obstacle
+from tunestation.training.learned import STATES, Learned, learned
 from tunestation.training.order import Order, draw, tokens_by_step
 from tunestation.training.packed import documents, pack, packable, packs
 from tunestation.training.rehearsal import Rehearsal
@@ -134,11 +135,16 @@ def _planned(params: dict, job: Job, fast: Fast, rows: object, accumulation: int
     tokens = sum(len(ids) for ids in rows["input_ids"]) * machine["micro_batch_size"] // len(rows)
     span = tokens / machine["micro_batch_size"] / max(1, sum(ids.count(0) for ids in rows["position_ids"]) / len(rows))
     seconds = pace.micro_batch(fast.shape, card, fast.choice, tokens, tokens, span, base, settings["lora"]["dropout"] > 0)
-    learned = memory.learned_bytes(settings["optimizer"], machine["zero_stage"] > 0, machine["offload"] == "optimizer")
     longest = max(len(ids) for ids in rows["input_ids"]) * machine["micro_batch_size"]
-    parts = memory.components(fast.shape, fast.choice, longest, base, learned, settings["base"]["double_quant"])
+    gradients = _gradients(settings, machine, accumulation)
+    parts = memory.components(fast.shape, fast.choice, longest, base, gradients, settings["base"]["double_quant"])
     speed = tokens * accumulation / (accumulation * seconds + pace.optimizer_step(fast.shape, card))
     return {"planned": {"peak_memory_gb": round(sum(parts.values()) / 1e9, 2), "tokens_per_second": round(speed * world_size())}}
+
+
+def _gradients(settings: dict, machine: dict, accumulation: int) -> Learned:
+    """What weights that learn take on each of today's GPUs."""
+    return learned(settings["optimizer"], machine["zero_stage"], machine["offload"] != "none", world_size(), accumulation > 1)
 
 
 def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:
@@ -185,9 +191,12 @@ def _rehearsal(model, fast, collate, rows, held_out, settings: dict, job: Job) -
     folder.mkdir(parents=True, exist_ok=True)
     found = [rows[index] for index in longest]
     ranks = world_size() if job.machine["zero_stage"] else 1
-    a_weight = 0 if job.machine["offload"] == "optimizer" else memory.STATES[settings["optimizer"]]
+    a_weight = 0 if job.machine["offload"] == "optimizer" else STATES[settings["optimizer"]]
     states = a_weight * models.trainable(model) // ranks
-    return [Rehearsal(model, fast, collate, found, evaluated, checkpointing, folder, settings["keep"] + 2, states)]
+    accumulation = zero.accumulation_steps(settings["global_batch_size"], job.machine["micro_batch_size"], world_size())
+    gradients, base = _gradients(settings, job.machine, accumulation), settings["base"]["type"] if settings["method"] == "qlora" else "bf16"
+    kept = settings["keep"] + 2
+    return [Rehearsal(model, fast, collate, found, evaluated, checkpointing, folder, kept, states, base, gradients)]
 
 
 def _system(samples: dict) -> list[dict]:

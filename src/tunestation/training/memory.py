@@ -5,11 +5,12 @@ All results are bytes of 16-bit numbers unless they say otherwise; T is the toke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tunestation.training.learned import HALF, Learned
+
 GIB = 2**30
-HALF = 2
-"""Bytes of a bfloat16."""
 LITTLE_LOGITS, MANY_LOGITS = 2**27, 2**29
 """Bytes of logits that exist at once when memory is short, and when it is not: larger pieces are faster by little."""
 SPARE = 0.04
@@ -92,10 +93,10 @@ def kept(shape: Shape, keep: int) -> int:
     return HALF * (numbers if keep == 1 else numbers + 2 * shape.intermediate)
 
 
-def working(shape: Shape, tokens: int, keep: int) -> int:
-    """What is alive beside kept activations at the worst moment of a layer's backward pass, or of the loss."""
+def working(shape: Shape, tokens: int, keep: int, eight: bool = False) -> int:
+    """What is alive beside kept activations at the worst moment of a layer's backward pass, or of the loss. `eight`: an 8-bit base."""
     again = kept(shape, 0) - kept(shape, keep)
-    layer = HALF * (3 * shape.intermediate + 3 * shape.hidden + 3 * shape.rank)
+    layer = HALF * (shape.intermediate + 3 * shape.hidden + 3 * shape.rank) + 3 * shape.intermediate * eight
     return tokens * max(again + layer, 5 * HALF * shape.hidden)
 
 
@@ -110,6 +111,24 @@ def dense(shape: Shape) -> int:
 
 
 @dataclass(frozen=True)
+class Host:
+    """What waits in host memory and comes to the GPU when it is wanted."""
+
+    embedding: bool = False
+    """The embedding; a micro-batch's rows are gathered from it."""
+    inputs: bool = False
+    """The inputs of layers that are computed again, between forward and backward pass."""
+    weights: int = 0
+    """Layers whose frozen weights come for each pass over them."""
+
+    @property
+    def told(self) -> list[str]:
+        """In words."""
+        parts = ["the embedding"] * self.embedding + ["layers' inputs"] * self.inputs
+        return [*parts, *([f"weights of {self.weights} layers"] if self.weights else [])]
+
+
+@dataclass(frozen=True)
 class Choice:
     """What training keeps: of the layers, from the first, `input` keep their input, `attention` all but gate and up, the rest all."""
 
@@ -120,6 +139,7 @@ class Choice:
     """Layers whose 4-bit weights are held ready in 16 bits."""
     logits: int
     """Bytes of logits at once."""
+    host: Host = Host()
 
     @property
     def levels(self) -> list[int]:
@@ -133,35 +153,97 @@ class Choice:
         parts = [f"{self.input} of {layers} layers computed again"] if self.input else []
         parts += [f"gate and up of {self.attention} computed again"] if self.attention else []
         parts = parts or ["nothing computed again"]
-        return ", ".join([*parts, *([f"weights of {self.dense} layers kept in 16 bits"] if self.dense else [])])
+        parts += [f"weights of {self.dense} layers kept in 16 bits"] if self.dense else []
+        return ", ".join([*parts, *([f"in host memory: {' and '.join(self.host.told)}"] if self.host.told else [])])
 
 
-def choose(shape: Shape, tokens: int, free: int, checkpointing: bool | None, dequantised: bool) -> Choice:
-    """The fastest choice that fits into `free` bytes, with micro-batches of `tokens`.
+IN_FLIGHT = 2
+"""Layers' inputs, or layers' weights, on the GPU while the others are in host memory: one in use, one coming or leaving."""
 
-    `checkpointing`: None lets memory decide; True computes every layer again, False none. `dequantised`: the base has 4-bit weights.
+
+def freed(shape: Shape, host: Host, a_layer: int) -> int:
+    """Bytes of the frozen model that `host` takes off the GPU; `a_layer` are those of a layer's weights."""
+    embedding = HALF * shape.vocabulary * shape.hidden * host.embedding
+    return embedding + (host.weights - IN_FLIGHT) * a_layer * (host.weights > 0)
+
+
+def _waiting(shape: Shape, tokens: int, host: Host) -> tuple[int, int]:
+    """Bytes on the GPU of a layer of which only the input is kept; and of all inputs that are on their way."""
+    if host.inputs:
+        return tokens * HALF * shape.rank, IN_FLIGHT * tokens * HALF * shape.hidden
+    return tokens * kept(shape, 2), 0
+
+
+def choose(
+    shape: Shape, tokens: int, free: int, checkpointing: bool | None, base: str, gradients: Learned, double_quant: bool = True
+) -> Choice:
+    """The fastest choice that fits into `free` bytes beside the frozen model and what learns, with micro-batches of `tokens`.
+
+    `checkpointing`: None lets memory decide; True computes every layer again, False none. Host memory is used only if nothing fits else,
+    and what costs least of it first. If even that does not fit, the smallest is returned.
     """
-    least, all_, some = (tokens * kept(shape, keep) for keep in (2, 0, 1))
-    left = free - shape.layers * least - LITTLE_LOGITS - scratch(shape) * dequantised
-    if checkpointing is False or (checkpointing is None and left - working(shape, tokens, 0) >= shape.layers * (all_ - least)):
-        left -= working(shape, tokens, 0) + shape.layers * (all_ - least)
+    a_layer = base_bytes(shape, base, double_quant) // shape.layers
+    for host in _ladder(shape, checkpointing, base):
+        room = free + freed(shape, host, a_layer)
+        choice, left = _keep(shape, tokens, room - round(gradients.held * shape.adapters) - gradients.bucket, checkpointing, base, host)
+        buffers = choice.dense * dense(shape) + scratch(shape) * (base != "fp8")
+        if left >= 0 and activations(shape, choice, tokens, base, gradients) + buffers <= room:
+            break
+    return choice
+
+
+def activations(shape: Shape, choice: Choice, tokens: int, base: str, gradients: Learned) -> int:
+    """Bytes of activations and gradients at their most."""
+    eight = base == "fp8"
+    least, flying = _waiting(shape, tokens, choice.host)
+    keeps = [least if level == 2 else tokens * kept(shape, level) for level in choice.levels]
+    work = max(working(shape, tokens, choice.levels[-1], eight), choice.logits + 5 * HALF * tokens * shape.hidden)
+    held, backward = gradients.held * shape.adapters, gradients.backward * shape.adapters
+    moments = (
+        flying + sum(keeps) + work + held,  # the last layer's backward pass, or the loss
+        flying + sum(keeps[:-1]) + work + gradients.early * shape.adapters,  # the one's before
+        flying + least + working(shape, tokens, choice.levels[0], eight) + backward,  # the first layer's
+        gradients.step * shape.adapters,
+    )
+    return round(max(moments)) + gradients.bucket
+
+
+def _ladder(shape: Shape, checkpointing: bool | None, base: str) -> Iterator[Host]:
+    """From nothing in host memory to all that can be there."""
+    yield Host()
+    rows, inputs = not shape.tied, checkpointing is not False
+    if rows:
+        yield Host(rows)
+    if inputs:
+        yield Host(rows, inputs)
+    if base != "fp8":
+        yield from (Host(rows, inputs, count) for count in range(IN_FLIGHT + 1, shape.layers + 1))
+
+
+def _keep(shape: Shape, tokens: int, free: int, checkpointing: bool | None, base: str, host: Host) -> tuple[Choice, int]:
+    """What of the activations is kept, given `host`; and the bytes that are left, below 0 if it does not fit."""
+    eight = base == "fp8"
+    all_, some = (tokens * kept(shape, keep) for keep in (0, 1))
+    least, flying = _waiting(shape, tokens, host)
+    left = free - shape.layers * least - flying - LITTLE_LOGITS - scratch(shape) * (not eight)
+    if checkpointing is False or (checkpointing is None and left - working(shape, tokens, 0, eight) >= shape.layers * (all_ - least)):
+        left -= working(shape, tokens, 0, eight) + shape.layers * (all_ - least)
         everything, attention = shape.layers, 0
     else:
-        left -= working(shape, tokens, 2)
+        left -= working(shape, tokens, 2, eight)
         fits = 0 if checkpointing else max(0, left)
         everything = min(shape.layers - 1, fits // (all_ - least))
         attention = min(shape.layers - everything, (fits - everything * (all_ - least)) // (some - least))
-        left = 0 if checkpointing else left - everything * (all_ - least) - attention * (some - least)
+        left = min(left, 0) if checkpointing else left - everything * (all_ - least) - attention * (some - least)
     roomy = left > 4 * MANY_LOGITS
     left -= MANY_LOGITS if roomy else 0
-    ready = min(shape.layers, max(0, left) // dense(shape)) if dequantised else 0
-    return Choice(shape.layers - everything - attention, attention, everything, ready, MANY_LOGITS if roomy else LITTLE_LOGITS)
+    ready = 0 if eight or host.weights else min(shape.layers, max(0, left) // dense(shape))
+    choice = Choice(shape.layers - everything - attention, attention, everything, ready, MANY_LOGITS if roomy else LITTLE_LOGITS, host)
+    return choice, left
 
 
 NF4, NF4_SINGLE = 0.5 + 1 / 64 + 4 / 16384, 0.5 + 4 / 64
 """Bytes of a 4-bit weight with its share of scales, themselves quantised or not."""
-STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_32bit": 0}
-"""Bytes of Adam's states for a weight that must stay on the GPU."""
 WORKSPACE = 120 * 2**20
 """What matrix libraries hold for themselves, and what lies between allocations."""
 
@@ -172,28 +254,28 @@ def base_bytes(shape: Shape, base: str, double_quant: bool = True) -> int:
     return round(shape.linear * a_weight)
 
 
-def learned_bytes(optimizer: str, deepspeed: bool, offload: bool = False) -> tuple[int, int]:
-    """Of one adapter weight: (always on the GPU, more while gradients are there). Paged states may leave the GPU and are not counted."""
-    states = STATES[optimizer]
-    if not deepspeed:
-        return 4 + states, 4
-    return (2, 4) if offload else (2 + 4 + states, 6)
-
-
-def components(shape: Shape, choice: Choice, tokens: int, base: str, learned: tuple[int, int], double_quant: bool = True) -> dict[str, int]:
-    """Bytes of a training step at its worst moment, by what takes them."""
-    resident, gradients = learned
-    keeps = sum(tokens * kept(shape, level) for level in choice.levels)
-    first = choice.levels[-1]
-    buffer = scratch(shape) if base != "fp8" and choice.dense < shape.layers else 0
-    loss = choice.logits + 5 * HALF * tokens * shape.hidden
-    # either activations are at their most, before the first gradients, or the last layer is computed while all gradients are there
-    most = max(keeps + max(working(shape, tokens, first), loss), gradients * shape.adapters + tokens * kept(shape, choice.levels[0]))
+def components(
+    shape: Shape, choice: Choice, tokens: int, base: str, gradients: Learned, double_quant: bool = True
+) -> dict[str, int]:
+    """Bytes on the GPU of a training step at its worst moment, by what takes them."""
+    frozen = base_bytes(shape, base, double_quant)
+    buffer = 0 if base == "fp8" or choice.dense == shape.layers else scratch(shape)
     return {
-        "frozen base": base_bytes(shape, base, double_quant),
-        "embedding and head": HALF * shape.embedding,
-        "adapters and optimizer": resident * shape.adapters,
+        "frozen base": frozen - freed(shape, Host(weights=choice.host.weights), frozen // shape.layers),
+        "embedding and head": HALF * shape.embedding - freed(shape, Host(choice.host.embedding), 0),
+        "adapters and optimizer": round(gradients.resident * shape.adapters),
         "weights in 16 bits": choice.dense * dense(shape) + buffer,
-        "activations and gradients": most,
+        "activations and gradients": activations(shape, choice, tokens, base, gradients),
         "libraries": WORKSPACE,
     }
+
+
+def host_bytes(shape: Shape, choice: Choice, tokens: int, base: str, double_quant: bool = True) -> dict[str, int]:
+    """Bytes of host memory that `choice` takes, by what takes them."""
+    host = choice.host
+    parts = {
+        "embedding": HALF * shape.vocabulary * shape.hidden * host.embedding,
+        "layers' inputs": HALF * tokens * shape.hidden * choice.input * host.inputs,
+        "frozen weights": base_bytes(shape, base, double_quant) * host.weights // shape.layers,
+    }
+    return {name: size for name, size in parts.items() if size}

@@ -18,10 +18,9 @@ from tunestation.errors import TunestationError
 from tunestation.settings import local_rank
 from tunestation.training import memory
 from tunestation.training.fast.model import Fast
+from tunestation.training.learned import Learned
 from tunestation.training.loss import of_outputs
 
-GRADIENT_BYTES = 10
-"""A trainable weight's gradient: in bfloat16, in DeepSpeed's bucket, reduced, and in fp32 while the optimizer steps."""
 CHECKPOINT_BYTES = 14
 """Of a trainable weight in a checkpoint: itself, and its master copy and Adam's two states in fp32."""
 
@@ -45,12 +44,17 @@ class Rehearsal(TrainerCallback):
     """How many there are at most at once."""
     states: int
     """Bytes of Adam's states on this GPU, which the first step will make."""
+    base: str
+    """How the frozen weights are held: nf4, fp8 or bf16."""
+    gradients: Learned
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.check_disk()
         if self.fast:
             free = self.free() - (0 if state.global_step else self.states)  # one that goes on has loaded them
-            self.fast.keep(memory.choose(self.fast.shape, self.tokens, free, self.checkpointing, self.fast.dequantised))
+            choice = memory.choose(self.fast.shape, self.tokens, free, self.checkpointing, self.base, self.gradients)
+            self.fast.keep(choice)
+            print(f"  kept in memory: {choice.told}", flush=True)
         try:
             self.run(args.device, 0 if state.global_step else self.states)
         except torch.OutOfMemoryError:
@@ -67,12 +71,12 @@ class Rehearsal(TrainerCallback):
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def free(self) -> int:
-        """Bytes that activations may take, gradients and a reserve left aside; on a CPU half of the memory that nobody uses."""
+        """Bytes that activations and gradients may take, a reserve left aside; on a CPU half of the memory that nobody uses."""
         if not torch.cuda.is_available():
             return psutil.virtual_memory().available // 2
         available, total = torch.cuda.mem_get_info()
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(available + unused - memory.SPARE * total - GRADIENT_BYTES * sum(weight.numel() for weight in self.weights))
+        return int(available + unused - memory.SPARE * total)
 
     def check_disk(self) -> None:
         """Raises TunestationError if the checkpoints that are to be kept do not fit on the disk."""

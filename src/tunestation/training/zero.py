@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunestation.errors import InputError, Problem
+from tunestation.training.learned import OFFLOAD_BUCKET
 
 
 def accumulation_steps(global_batch_size: int, micro: int, world: int) -> int:
@@ -41,8 +42,12 @@ def make(stage: int, offload: str, micro: int, accumulation: int, max_grad_norm:
 
 
 def set_buckets(config: dict, trainable: int) -> None:
-    """Size communication buckets to the trainable weights unless the user has; DeepSpeed's default of 5e8 elements takes gigabytes."""
-    zero, size = config["zero_optimization"], max(1, min(trainable, 200_000_000))
+    """Size communication buckets to the trainable weights unless the user has; DeepSpeed's default of 5e8 elements takes gigabytes.
+
+    Gradients that go to host memory leave in small portions: who offloads is short of memory.
+    """
+    zero = config["zero_optimization"]
+    size = max(1, min(trainable, OFFLOAD_BUCKET if "offload_optimizer" in zero else 200_000_000))
     for name in ("reduce_bucket_size", "allgather_bucket_size"):
         if zero.get(name, "auto") == "auto":
             zero[name] = size

@@ -33,6 +33,7 @@ class _SummedLoss(torch.autograd.Function):
             ops.cross_entropy(logits, targets[part], losses[part])
             if ctx.needs_input_grad[0]:
                 torch.mm(logits, head, out=x[part])
+            del logits  # else two pieces exist while the next is made
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(picked)
             ops.rms_norm_backward(x, picked, norm.weight, norm.eps, gradient)

@@ -11,6 +11,7 @@ from torch import nn
 from tunestation.training.fast import ops
 from tunestation.training.fast.attention import Documents, attend
 from tunestation.training.fast.block import Block, Norm
+from tunestation.training.fast.host import Inputs, Weights
 from tunestation.training.fast.projection import Projection, Scratch
 
 
@@ -35,6 +36,15 @@ class Step:
     sin: torch.Tensor
     seed: int | None
     """Of this micro-batch's dropout; None drops nothing."""
+    inputs: Inputs
+    """Where layers' inputs are between forward and backward pass."""
+    weights: Weights | None
+    """Those in host memory, which are brought before a layer runs."""
+
+    def bring(self, index: int, ahead: int) -> None:
+        """See to it that layer `index` has its weights; the next to run is the one after it, or (`ahead` -1) before it."""
+        if self.weights is not None:
+            self.weights.take(index, ahead)
 
 
 @dataclass
@@ -227,17 +237,19 @@ def _denormalise(norm: Norm, grad: torch.Tensor, h: torch.Tensor, out: torch.Ten
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h: torch.Tensor, layer: Layer, step: Step, *adapters: torch.Tensor) -> torch.Tensor:
+        step.bring(layer.index, 1)
+        ctx.save_for_backward(step.inputs.put(layer.index, h))
         kept, read = layer.attend(h, step)
         layer.expand(kept, read, step)
         del read
         out = layer.contract(kept, step)
-        ctx.save_for_backward(h)
         ctx.layer, ctx.step, ctx.kept = layer, step, layer.left_out(kept)
         return out
 
     @staticmethod
     def backward(ctx, d_out: torch.Tensor) -> tuple:
-        (h,) = ctx.saved_tensors
+        ctx.step.bring(ctx.layer.index, -1)
+        h = ctx.step.inputs.take(ctx.layer.index, *ctx.saved_tensors, d_out)
         kept, ctx.kept = ctx.layer.again(h, ctx.kept, ctx.step), None
         dh, gradients = ctx.layer.backward(h, kept, ctx.step, d_out, ctx.needs_input_grad[0])
         return dh, None, None, *gradients

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from tunestation.training.fast.attention import Documents
 from tunestation.training.fast.block import Block, Norm, unknown
 from tunestation.training.fast.float8 import Float8Linear, Float8Projection
 from tunestation.training.fast.head import summed_loss
+from tunestation.training.fast.host import Inputs, Waiting
 from tunestation.training.fast.layer import Keep, Layer, Step
 from tunestation.training.fast.projection import Member, Projection, Scratch
 
@@ -55,6 +56,8 @@ class Fast:
     """After the last layer."""
     choice: memory.Choice
     """What is kept in memory."""
+    waiting: Waiting
+    """What waits in host memory."""
 
     @classmethod
     def over(cls, adapted: nn.Module) -> Fast:
@@ -65,7 +68,8 @@ class Fast:
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
         layers = [Layer(block, index, projection, scratch) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
-        fast = cls(inner, layers, norm, memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS))
+        choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS)
+        fast = cls(inner, layers, norm, choice, Waiting(inner, choice))
         stock = inner.forward
         inner.forward = lambda *args, cu_seqlens=None, **options: (
             stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
@@ -88,7 +92,8 @@ class Fast:
         cos, sin = backbone.rotary_emb(h, position_ids)
         half = cos.shape[-1] // 2
         documents = Documents(cu_seqlens, longest, input_ids.shape[1])
-        step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed())
+        inputs = self.waiting.inputs if torch.is_grad_enabled() else Inputs()
+        step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed(), inputs, self.waiting.weights)
         h = h[0]
         for layer in self.layers:
             h = layer(h, step)
@@ -113,7 +118,9 @@ class Fast:
         return not isinstance(self.layers[0].qkv, Float8Projection)
 
     def forget(self) -> None:
-        """Give back weights held ready and the buffer for others."""
+        """Give back weights held ready and the buffer for others; what waits in host memory comes back."""
+        self.waiting.undo()
+        self.waiting = Waiting(self.model, replace(self.choice, host=memory.Host()))
         for layer in self.layers:
             for projection in layer.projections:
                 projection.keep_weights(None)
@@ -121,6 +128,7 @@ class Fast:
 
     def keep(self, choice: memory.Choice) -> None:
         """Hold in memory from now on what `choice` says."""
+        self.waiting.undo()
         self.choice = choice
         like = self.model.model.norm.weight
         at_once = self.dequantised and all(projection.agrees(like) for projection in self.layers[0].projections)
@@ -131,3 +139,4 @@ class Fast:
             for projection in layer.projections:
                 projection.at_once = at_once
                 projection.keep_weights(like if index < choice.dense else None)
+        self.waiting = Waiting(self.model, choice)
