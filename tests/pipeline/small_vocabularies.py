@@ -31,6 +31,15 @@ def train_sentencepiece(folder: Path, symbols: tuple[str, ...] = (), **options: 
     return SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
+def write_vocabulary(family: str, folder: Path) -> None:
+    """The vocabulary file that the models of `family` ("baichuan2-7b") come with."""
+    if family == "qwen":
+        write_ranks(folder)
+    else:
+        kind = family.partition("-")[0].replace("baichuan2", "baichuan")
+        train_sentencepiece(folder, SYMBOLS[kind], add_dummy_prefix=kind == "chatglm")
+
+
 def write_ranks(folder: Path) -> dict[bytes, int]:
     """qwen.tiktoken in `folder`: the bytes, then the commonest neighbours of the sentences, joined again and again."""
     words = [[bytes([byte]) for byte in word.encode()] for sentence in SENTENCES for word in sentence.replace(" ", "\n ").split("\n")]

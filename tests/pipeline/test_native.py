@@ -11,7 +11,7 @@ from original_families import Original, internlm, internlm2
 from original_packed import baichuan, chatglm, qwen
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
-from small_vocabularies import SYMBOLS, train_sentencepiece, write_ranks
+from small_vocabularies import SYMBOLS, train_sentencepiece, write_vocabulary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunestation.models.alibi  # noqa: F401  makes the Auto classes know Baichuan-13B
@@ -44,11 +44,7 @@ SHORT, LONG = [5, 311, 17, 44, 9], [7, 8, 200, 31, 12, 99, 250, 3]
 def write(original: Original, folder: Path) -> Path:
     """The whole folder as published: weights, configuration, vocabulary."""
     original.write(folder)
-    if original.name == "qwen":
-        write_ranks(folder)
-    else:
-        family = original.name.partition("-")[0].replace("baichuan2", "baichuan")
-        train_sentencepiece(folder, SYMBOLS[family], add_dummy_prefix=family == "chatglm")
+    write_vocabulary(original.name, folder)
     return folder
 
 

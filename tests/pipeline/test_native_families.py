@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_families import internlm2
-from original_packed import baichuan, chatglm
-from small_vocabularies import SYMBOLS, train_sentencepiece
+from original_families import internlm, internlm2
+from original_packed import baichuan, chatglm, qwen
+from small_vocabularies import write_vocabulary
 from station import Station, record, rows
 from station import recipe as plain_recipe
 from tiny import make_tokenizer
@@ -58,8 +58,16 @@ KINDS = {
     "qwen3_moe": SPARSE | HEAD,
     "starcoder2": {"sliding_window": 64},
 }  # fmt: skip
-ORIGINALS = {"internlm2": internlm2(), "baichuan-13b": baichuan(alibi=True), "chatglm": chatglm()}
-TEMPLATES = {"internlm2": "internlm2_chat", "baichuan-13b": "baichuan_chat", "chatglm": "auto"}
+ORIGINALS = {
+    "internlm": (internlm(), "internlm_chat"),
+    "internlm2": (internlm2(), "internlm2_chat"),
+    "baichuan-7b": (baichuan(), "baichuan_chat"),
+    "baichuan-13b": (baichuan(alibi=True), "baichuan_chat"),
+    "baichuan2-7b": (baichuan(second=True), "baichuan_chat"),
+    "chatglm": (chatglm(), "auto"),
+    "qwen": (qwen(), "qwen_chat"),
+}
+"""Family -> a tiny model in its own layout, and the template it is trained with."""
 
 
 def write_model(kind: str, folder: Path) -> None:
@@ -73,8 +81,8 @@ def write_model(kind: str, folder: Path) -> None:
 
 def write_original(name: str, folder: Path) -> None:
     """A tiny random model in its family's own layout."""
-    ORIGINALS[name].write(folder, torch.bfloat16)
-    train_sentencepiece(folder, SYMBOLS[name.partition("-")[0]], add_dummy_prefix=name == "chatglm")
+    ORIGINALS[name][0].write(folder, torch.bfloat16)
+    write_vocabulary(name, folder)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,7 @@ def test_a_native_architecture_goes_the_whole_way(station, kind):
 @pytest.mark.parametrize("name", sorted(ORIGINALS))
 def test_a_converted_family_goes_the_whole_way(station, name):
     write_original(name, station.model.with_name(name))
-    assert through(station, name, "qlora", TEMPLATES[name])["metrics"]["loss"] > 0
+    assert through(station, name, "qlora", ORIGINALS[name][1])["metrics"]["loss"] > 0
 
 
 @pytest.mark.parametrize("kind", EXPERTS)

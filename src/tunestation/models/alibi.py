@@ -67,6 +67,7 @@ class AlibiForCausalLM(LlamaForCausalLM):
     config_class = AlibiConfig
     _supports_flash_attn = False
     _supports_flex_attn = False
+    _supports_attention_backend = False  # an attention of someone else's would leave the bias out
 
     def __init__(self, config: AlibiConfig):
         super().__init__(config)
