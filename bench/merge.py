@@ -1,8 +1,9 @@
 """Merging beside copying: seconds, and memory at its peak, for a random model of a real shape.
 
-    python bench/merge.py [--shape 7b] [--rank 64] [--scratch FOLDER] [--out bench/results/NAME.json]
+    python bench/merge.py [--shape 7b] [--rank 64] [--proof] [--scratch FOLDER] [--out bench/results/NAME.json]
 
 Each measurement is a process of its own. Copying and merging take turns, and both count until the bytes are on the disk.
+With --proof it is the proof that is measured instead, on 8 probes of 64 random tokens.
 The scratch folder needs three times the model's size and is removed.
 """
 
@@ -23,6 +24,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "src"))
 
 from tunestation.pipeline.machine import describe, peak_memory  # noqa: E402  found by the line above
+from tunestation.pipeline.workers import Workers  # noqa: E402
 
 SHAPES = {
     "7b": {"hidden": 4096, "ffn": 11008, "layers": 32, "vocabulary": 32000, "kv": 4096},
@@ -67,7 +69,23 @@ def make(folder: Path, shape: dict, rank: int) -> None:
     tensors = [Planned(name, torch.empty(size, dtype=torch.bfloat16, device="meta"), partial(fill, size)) for name, size in halves.items()]
     write_shards(tensors, folder / "adapter", 10**12)
     (folder / "adapter" / "model.safetensors").rename(folder / "adapter" / "adapter_model.safetensors")
+    write_config(folder / "base", shape)
     LoraConfig(r=rank, lora_alpha=16, target_modules=list(LINEARS), task_type="CAUSAL_LM").save_pretrained(folder / "adapter")
+
+
+def write_config(folder: Path, shape: dict) -> None:
+    """What the proof builds the architecture from."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["ffn"],
+        num_hidden_layers=shape["layers"],
+        vocab_size=shape["vocabulary"],
+        num_attention_heads=shape["hidden"] // 128,
+        num_key_value_heads=shape["kv"] // 128,
+        dtype="bfloat16",
+    ).save_pretrained(folder)
 
 
 def copy(source: Path, output: Path) -> None:
@@ -79,6 +97,22 @@ def copy(source: Path, output: Path) -> None:
 def merge(source: Path, output: Path) -> None:
     """Base and adapter become one."""
     write(plan(Shards(source), Adapter(source.with_name("adapter")), False, torch.bfloat16), output, "2GB")
+
+
+def prove(source: Path, output: Path) -> dict:
+    """The proof of a merge that was made before: seconds, and what it found."""
+    from dataclasses import asdict
+
+    from tunestation.export import proof
+    from tunestation.export.merging import as_stored
+
+    config = json.loads((source / "config.json").read_text())
+    shutil.copyfile(source / "config.json", output / "config.json")
+    ids = torch.randint(config["vocab_size"], (proof.ROWS, proof.TOKENS), generator=torch.Generator().manual_seed(0))
+    case = proof.Case(output, source, source.with_name("adapter"), False, torch.bfloat16, {"16bit": as_stored}, "16bit")
+    start = time.monotonic()
+    found = proof.prove(case, proof.Probes(ids, torch.ones_like(ids, dtype=torch.bool)), torch.device("cpu"))
+    return {"seconds": round(time.monotonic() - start, 1), "merged": asdict(found.tuned), "base": asdict(found.base)}
 
 
 def load_libraries() -> None:
@@ -102,8 +136,12 @@ def measure(action: str, folder: Path) -> dict:
 
 def do(action: str, folder: Path) -> None:
     """The measured process."""
-    if action == "merge":
+    if action != "copy":
         load_libraries()
+    if action == "proof":
+        merge(folder / "base", folder / "out")
+        print(json.dumps(prove(folder / "base", folder / "out") | {"peak_bytes": peak_memory()}))
+        return
     output, start = folder / "out", time.monotonic()
     {"copy": copy, "merge": merge}[action](folder / "base", output)
     returned = time.monotonic() - start
@@ -120,6 +158,7 @@ def main() -> None:
     words.add_argument("--shape", choices=SHAPES, default="7b")
     words.add_argument("--rank", type=int, default=64)
     words.add_argument("--rounds", type=int, default=2)
+    words.add_argument("--proof", action="store_true")
     words.add_argument("--scratch", type=Path)
     words.add_argument("--out", type=Path)
     words.add_argument("--do", nargs=2)
@@ -131,30 +170,31 @@ def main() -> None:
         folder, shape = Path(scratch), SHAPES[wanted.shape]
         make(folder, shape, wanted.rank)
         size = sum(path.stat().st_size for path in (folder / "base").glob("model*.safetensors"))
-        rows = [measure(action, folder) for _ in range(wanted.rounds) for action in ("copy", "merge")]
-    report(wanted, shape, size, rows)
+        rows = [measure(action, folder) for _ in range(wanted.rounds) for action in (["proof"] if wanted.proof else ["copy", "merge"])]
+    found = {
+        "what": f"LoRA of rank {wanted.rank} on every linear layer merged into a random {wanted.shape} Llama in bfloat16",
+        "machine": {name: value for name, value in describe(Workers()).items() if name != "system"},
+        "bytes": size,
+        "rows": rows,
+    }
+    text = json.dumps(found | ({} if wanted.proof else bounds(shape, rows)), indent=2) + "\n"
+    print(text)
+    if wanted.out:
+        wanted.out.write_text(text, encoding="utf-8")
 
 
-def report(wanted: argparse.Namespace, shape: dict, size: int, rows: list[dict]) -> None:
-    """Print, and write, the figures beside the bounds that a merge keeps."""
+def bounds(shape: dict, rows: list[dict]) -> dict:
+    """The figures beside the bounds that a merge keeps."""
     largest = 2 * max(shape["vocabulary"], shape["ffn"]) * shape["hidden"]
     best = {action: min(row["seconds"] for row in rows if row["action"] == action) for action in ("copy", "merge")}
     peak = max(row["peak_bytes"] for row in rows if row["action"] == "merge")
-    found = {
-        "what": f"LoRA of rank {wanted.rank} on every linear layer merged into a random {wanted.shape} Llama in bfloat16",
-        "machine": {name: value for name, value in describe(1).items() if name != "system"},
-        "bytes": size,
-        "rows": rows,
+    return {
         "ratio_to_copying": round(best["merge"] / best["copy"], 2),
         "ratio_allowed": 1.3,
         "peak_bytes": peak,
         "peak_allowed": 3 * largest + 600 * 10**6,
         "largest_weight_bytes": largest,
     }
-    text = json.dumps(found, indent=2) + "\n"
-    print(text)
-    if wanted.out:
-        wanted.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
