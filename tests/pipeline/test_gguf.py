@@ -1,18 +1,12 @@
-"""The GGUF file, read by llama.cpp itself: it cuts text, applies the template and continues as transformers does."""
-
-import json
+"""The GGUF file that a merge writes, read by llama.cpp itself."""
 
 import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from tunestation.errors import InputError
-from tunestation.export.gguf_file import check
+from transformers import AutoTokenizer
 
 PROMPTS = ["What is 1 and 1?", "你叫什么名字？", "How many legs does a spider have?", "Write one  sentence,\n\nas you like: 12345."]
-LENGTH = 12
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +26,6 @@ def serve(llama, path):
 def ids_of(tokenizer, text):
     talk = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
-
-
-@torch.no_grad()
-def continued(model, tokenizer, ids):
-    """The text of the greedy continuation, stop token or not."""
-    found = list(ids)
-    for _ in range(LENGTH):
-        found.append(int(model(input_ids=torch.tensor([found]), use_cache=False).logits[0, -1].argmax()))
-    return tokenizer.decode(found[len(ids) :])
-
-
-def test_llama_cpp_continues_as_transformers_does(station, llama):
-    folder = station.make("merge", "export.gguf=f16")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompts = [ids_of(tokenizer, text) for text in PROMPTS]
-    wanted = [continued(model, tokenizer, ids)[:8] for ids in prompts]
-    server = serve(llama, folder / "tiny-f16.gguf")
-    asked = {"n_predict": LENGTH, "temperature": 0, "ignore_eos": True, "special": True, "cache_prompt": False}
-    found = [server.handle_completions({**asked, "prompt": ids})["choices"][0]["text"][:8] for ids in prompts]
-    assert sum(one == other for one, other in zip(found, wanted, strict=True)) >= 3, (found, wanted)  # a near tie may fall otherwise
 
 
 def test_q8_0_keeps_every_weight_to_half_a_step_of_its_block_and_llama_cpp_reads_it(station, llama):
@@ -75,26 +49,3 @@ def test_llama_cpp_makes_the_same_number_of_tokens_of_every_chat(station, llama)
     for text in PROMPTS:
         answer = server.handle_chat_completions({"messages": [{"role": "user", "content": text}], "max_tokens": 1})
         assert answer["usage"]["prompt_tokens"] == len(ids_of(tokenizer, text)), text
-
-
-GOOD = {"model_type": "llama"}
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-TOKENIZER = {"pre_tokenizer": BYTES, "normalizer": None, "model": {"type": "BPE"}}
-
-
-def test_all_that_keeps_a_model_from_being_written_is_told_before_anything_is_merged():
-    check(GOOD, TOKENIZER)
-    config = {"model_type": "gemma3", "rope_parameters": {"rope_type": "yarn"}}
-    with pytest.raises(InputError) as told:
-        check(config, json.loads(json.dumps(TOKENIZER)) | {"normalizer": {"type": "Lowercase"}})
-    assert [problem.what.partition(",")[0] for problem in told.value.problems] == [
-        "export.gguf knows llama",
-        "export.gguf cannot express the positions 'yarn' of this model.",
-        "export.gguf: llama.cpp cuts text into words in fixed ways",
-    ]
-
-
-def test_without_the_package_it_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr("tunestation.export.gguf_file.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"needs the package gguf\. Install it: pip install gguf"):
-        check(GOOD, TOKENIZER)

@@ -104,9 +104,14 @@ def _check_base(made_of: Ingredients, job: Job) -> None:
 
 def _check_gguf(made_of: Ingredients, params: dict, job: Job) -> None:
     if params["gguf"]:
+        from transformers import AutoTokenizer
+
+        from tunestation.data.rendering import render
         from tunestation.export.gguf_file import check
 
-        check(read_json(made_of.folder / "config.json"), read_json(job.needs["prepare"] / "tokenizer" / "tokenizer.json"))
+        tokenizer = job.needs["prepare"] / "tokenizer"
+        rendered = render(AutoTokenizer.from_pretrained(tokenizer, local_files_only=True), [{"role": "user", "content": "?"}], prompt=True)
+        check(read_json(made_of.folder / "config.json"), read_json(tokenizer / "tokenizer.json"), rendered)
 
 
 def _write_gguf(params: dict, job: Job) -> None:
