@@ -83,6 +83,7 @@ def _beside(work: Work) -> Iterator[str]:
     named += [f"recipe:{work.recipe.template}"] if work.recipe.template.endswith(TEMPLATE_FILE) else []
     named += [f"recipe:{work.recipe.runtime.deepspeed_config}"] if work.recipe.runtime.deepspeed_config else []
     named += [work.inputs.model_ref] if work.inputs.model_ref else []
+    named += [work.inputs.adapter["ref"]] if work.inputs.adapter else []
     yield from (ref for ref in named if ref.startswith("recipe:"))
 
 
@@ -96,6 +97,9 @@ def _volumes(work: Work, folder: Path) -> None:
         for file in part["files"]
         if file["ref"].startswith("datasets:")
     }
+    adapter = work.inputs.adapter
+    if adapter and adapter["ref"].startswith("models:"):
+        wanted |= {f"{adapter['ref']}/{name}": sha256 for name, sha256 in adapter["files"].items()}
     for ref, sha256 in wanted.items():
         volume, _, relative = ref.partition(":")
         source, target = work.shelf.volumes.path(ref), folder / "volumes" / volume / relative

@@ -24,7 +24,7 @@ from tunestation.recipe.problems import dotted, suggestion
 from tunestation.recipe.schema import TEMPLATE_FILE
 from tunestation.recipe.sources import FileSource, FolderModel, GeneratorSource, HubModel, HubSource, StarterModel, UrlSource
 from tunestation.stages.fetch import STARTER
-from tunestation.stages.inputs import pin_name
+from tunestation.stages.inputs import ADAPTER, pin_name
 from tunestation.stages.questions import questions_of
 from tunestation.training import zero
 from tunestation.work import Work
@@ -55,6 +55,7 @@ def not_fetched(work: Work) -> list[str]:
 
 def _settings(work: Work) -> Iterator[Problem]:
     yield from _model(work)
+    yield from _adapter(work)
     yield from _length(work)
     yield from _experts(work)
     yield from _template(work)
@@ -73,6 +74,25 @@ def _model(work: Work) -> Iterator[Problem]:
     if ref:
         for problem in check_model_folder(work.shelf.volumes.path(ref), ref):
             yield _problem(work, ("model", "source"), f"is unusable: {problem.where} {problem.what}", problem.remedy)
+
+
+def _adapter(work: Work) -> Iterator[Problem]:
+    """Whether `train.lora` says of the adapter that training begins with what it is."""
+    if work.inputs.adapter is None:
+        return
+    path = work.shelf.volumes.path(f"{work.inputs.adapter['ref']}/{ADAPTER[0]}")
+    try:
+        config = read_json(path)
+        kind, found = config["peft_type"], {"rank": config["r"], "alpha": config["lora_alpha"]}
+    except (ValueError, KeyError, TypeError):
+        kind, found = "nothing that peft wrote", {}
+    if kind != "LORA":
+        yield _problem(work, ("model", "adapter"), f"is no LoRA adapter: {path} describes {kind}.", "Name the folder of a LoRA adapter.")
+        return
+    for name, value in found.items():
+        if (said := getattr(work.recipe.train.lora, name)) != value:
+            what = f"is {said:g}, but that of {work.recipe.model.adapter} is {value:g}."
+            yield _problem(work, ("train", "lora", name), what, "Set it to the same.")
 
 
 def _length(work: Work) -> Iterator[Problem]:

@@ -60,6 +60,8 @@ def _figure(value: float) -> str:
 
 def _step(observed: dict) -> list[str]:
     """The step that was taken, and what it needed beside its plan."""
+    if "step" not in observed:
+        return ["Nothing was trained: train.epochs is 0."]
     lines, plan = [f"Trained by {observed['step']}."], observed.get("planned")
     if plan:
         memory = f"{observed['peak_memory_gb']:.2f} GB of memory (planned: {plan['peak_memory_gb']:.2f})"
@@ -68,7 +70,7 @@ def _step(observed: dict) -> list[str]:
 
 
 def _samples(prompts: Sequence[str], taken: dict[str, list[str]]) -> list[str]:
-    if not prompts:
+    if not prompts or not taken:
         return []
     first, *_, last = taken[min(taken, key=int)], taken[max(taken, key=int)]
     rows = [(prompt, _one_line(before), _one_line(after)) for prompt, before, after in zip(prompts, first, last, strict=True)]

@@ -78,6 +78,8 @@ def plans(work: Work, names: list[str], gpus: int) -> list[Plan]:
     """One for each card, the smallest that suffices first. Raises InputError for full training, and for a batch that cannot be shared."""
     if work.recipe.train.method == "full":
         raise InputError("plans are made for adapters (qlora, lora), and train.method is 'full'.", str(work.path))
+    if not work.recipe.train.epochs:
+        raise InputError("nothing is trained: train.epochs is 0.", str(work.path))
     if gpus < 1:
         raise InputError(f"{gpus} is no count of GPUs.", "--gpus", "Give 1 or more.")
     found = [plan for name in names or cards.CARDS if (plan := _plan(work, cards.CARDS[name], gpus))]

@@ -83,6 +83,14 @@ def test_after_qlora_the_adapter_can_be_added_to_the_4_bit_base_it_was_trained_o
     assert found["metrics"]["merged_kl"] < 0.01
 
 
+def test_after_8_bits_it_is_measured_which_base_is_nearer_and_they_can_be_merged(station):
+    found = record(station.make("merge", "train.base.type=fp8", "export.base=fp8"))
+    nearness = found["observed"]["nearness"]
+    assert nearness.keys() == {"16bit", "fp8"}
+    assert nearness["fp8"] < nearness["16bit"]
+    assert found["metrics"]["merged_kl"] < 0.01
+
+
 def test_a_model_card_says_where_it_comes_from(merged):
     text = (merged / "README.md").read_text()
     for part in ("# tiny", "`models:tiny`, tuned with method `qlora`", "recipe:rows.jsonl", "| LoRA rank | 4 |", "| held out loss |"):

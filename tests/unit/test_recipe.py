@@ -48,7 +48,7 @@ def test_an_unknown_key_is_named_at_every_level_with_the_nearest_valid_one(bench
         ("epochs: 1", "packing: 1", "small.yaml:12: train.packing must be true or false, not 1."),
         ("epochs: 1", "max_tokens: 12.5", "small.yaml:12: train.max_tokens must be a whole number, not 12.5."),
         ("epochs: 1", "method: qlorra", "small.yaml:12: train.method must be 'qlora', 'lora' or 'full', not 'qlorra'."),
-        ("epochs: 1", "epochs: -1", "small.yaml:12: train.epochs must be greater than 0, not -1."),
+        ("epochs: 1", "epochs: -1", "small.yaml:12: train.epochs must be greater than or equal to 0, not -1."),
         ("epochs: 1", "learning_rate: .inf", "small.yaml:12: train.learning_rate must be a finite number, not inf."),
         ("epochs: 1", "betas: [0.9]", "small.yaml:12: train.betas[1] is missing."),
         ("[rows.jsonl]", "rows.jsonl", "small.yaml:8: data.sources[0].source.paths must be a list, not 'rows.jsonl'."),

@@ -96,7 +96,7 @@ class Case:
     """Whether the base has no head of its own."""
     dtype: torch.dtype
     roundings: dict[str, Rounding]
-    """`16bit`, and after QLoRA the base that was trained on (`nf4`)."""
+    """`16bit`, and after QLoRA the base that was trained on (`nf4` or `fp8`)."""
     chosen: str
     """Which of them was merged."""
 

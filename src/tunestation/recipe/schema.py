@@ -26,6 +26,9 @@ class Model(Part):
 
     source: ModelSource
     """Where it is."""
+    adapter: RelativePath | None = None
+    """A LoRA adapter of this model, below the model volume or beside the recipe, from which training goes on: `invoke import-xtuner` writes
+    such folders. Its modules are kept; with `train.epochs: 0` it is merged as it is."""
 
 
 class Check(Part):
@@ -71,9 +74,9 @@ class Export(Part):
     """Of the merged weights."""
     shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(MB|GB)$")] = "2GB"
     """Largest weight file."""
-    base: Literal["16bit", "nf4"] = "16bit"
-    """What the adapter of qlora is added to: the base as it is, or its 4-bit weights read back. The merge says which is nearer to
-    what was trained."""
+    base: Literal["16bit", "nf4", "fp8"] = "16bit"
+    """What the adapter of qlora is added to: the base as it is, or the weights it was trained on (`train.base.type`), read back. The merge
+    says which is nearer to what was trained."""
     gguf: Literal["f16", "q8_0"] | None = None
     """Also write a GGUF file for llama.cpp and what builds on it (Ollama, LM Studio); needs the package gguf."""
     max_kl: Annotated[float, Field(ge=0)] = 0.01
@@ -168,10 +171,13 @@ class Recipe(Part):
                 "model.source.num_key_value_heads|does not divide num_attention_heads.",
             ),
             (
-                self.export.base == "nf4" and (self.train.method != "qlora" or self.train.base.type != "nf4"),
-                "export.base|'nf4' needs train.method qlora and train.base.type nf4.",
+                self.export.base not in ("16bit", self.train.base.type if self.train.method == "qlora" else None),
+                f"export.base|'{self.export.base}' needs train.method qlora and train.base.type {self.export.base}.",
             ),
             (self.export.checkpoint == "best" and not self.evaluate.fraction, "export.checkpoint|'best' needs evaluate.fraction above 0."),
+            (self.export.checkpoint == "best" and not self.train.epochs, "export.checkpoint|'best' needs train.epochs above 0."),
+            (self.model.adapter and self.train.method == "full", "train.method|'full' trains no adapter. Set it to 'qlora' or 'lora'."),
+            (not self.train.epochs and not self.model.adapter, "train.epochs|0 merges an adapter as it is. Name it as model.adapter."),
             (batch % micro, f"runtime.micro_batch_size|{micro} does not divide train.global_batch_size {batch}."),
             (
                 self.runtime.offload == "all" and self.runtime.zero_stage != 3,

@@ -11,7 +11,7 @@ from tunestation.stages.inputs import Inputs
 def build_stages(recipe: Recipe, inputs: Inputs) -> list[Stage]:
     """The stages of `recipe`, in order; `inputs` are the commits and local files that its sources stand for."""
     asked = [_evaluate(recipe, inputs)] if recipe.evaluate.checks else []
-    return [_fetch(recipe, inputs), _prepare(recipe, inputs), _train(recipe), _convert(recipe), _merge(recipe), *asked]
+    return [_fetch(recipe, inputs), _prepare(recipe, inputs), _train(recipe, inputs), _convert(recipe), _merge(recipe), *asked]
 
 
 def _fetch(recipe: Recipe, inputs: Inputs) -> Stage:
@@ -43,7 +43,7 @@ def _prepare(recipe: Recipe, inputs: Inputs) -> Stage:
     )
 
 
-def _train(recipe: Recipe) -> Stage:
+def _train(recipe: Recipe, inputs: Inputs) -> Stage:
     model = recipe.model.source
     return Stage(
         "train",
@@ -52,6 +52,7 @@ def _train(recipe: Recipe) -> Stage:
             "settings": recipe.train.model_dump(mode="json") | {"learning_rate": recipe.train.peak_learning_rate},
             "new_model": model.model_dump(exclude={"kind", "tokenizer"}) if isinstance(model, NewModel) else None,
             "samples": _pick(recipe.evaluate, "prompts", "system", "every_steps", "max_new_tokens"),
+            **({"adapter": inputs.adapter} if inputs.adapter else {}),
         },
         needs=("fetch", "prepare"),
         tools=("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate"),

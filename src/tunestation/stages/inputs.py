@@ -14,6 +14,9 @@ from tunestation.pipeline.volumes import Volumes
 from tunestation.recipe.schema import TEMPLATE_FILE, Recipe
 from tunestation.recipe.sources import FileSource, FolderModel, GeneratorSource, HubModel, HubSource, UrlSource
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of an adapter, as peft writes them."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -25,6 +28,8 @@ class Inputs:
     """Reference of a model folder."""
     conversions: dict[str, int]
     """Conversions that the model may go through, with versions: those whose version was raised since the first."""
+    adapter: dict | None
+    """Reference and digests {ref, files: name -> SHA-256} of an adapter that training begins with."""
     fetched: tuple[dict, ...]
     """What `fetch` brings, one a data part."""
     parts: tuple[dict, ...]
@@ -55,6 +60,7 @@ def look(recipe: Recipe, where: Where, pins: dict, volumes: Volumes, digests: Di
         model_commit=pins.get(pin_name(model)) if isinstance(model, HubModel) else None,
         model_ref=_folder(model, where(("model", "source")), volumes, problems) if isinstance(model, FolderModel) else None,
         conversions=_conversions(model, volumes),
+        adapter=_adapter(recipe.model.adapter, where(("model", "adapter")), volumes, digests, problems) if recipe.model.adapter else None,
         fetched=tuple(_to_fetch(source, pins) for source in sources),
         parts=tuple(parts),
         checks=tuple(asked),
@@ -128,6 +134,17 @@ def _template(name: str, where: str, volumes: Volumes, problems: list[Problem]) 
         problems.append(Problem(f"there is no template '{name}'.", where, f"It was looked for in {volumes.recipe}."))
     except (UnicodeDecodeError, OSError) as error:
         problems.append(Problem(f"the template '{name}' cannot be read: {error}.", where, "Save it as a UTF-8 text."))
+    return None
+
+
+def _adapter(path: str, where: str, volumes: Volumes, digests: Digests, problems: list[Problem]) -> dict | None:
+    ref = volumes.find(path, "recipe", "models")
+    missing = [name for name in ADAPTER if ref and not volumes.path(f"{ref}/{name}").is_file()]
+    if ref and not missing:
+        return {"ref": ref, "files": {name: digests.of(volumes.path(f"{ref}/{name}")) for name in ADAPTER}}
+    what = f"the adapter '{path}' has no {' and no '.join(missing)}." if ref else f"there is no adapter '{path}'."
+    remedy = f"It was looked for in {volumes.recipe} and in {volumes.models} (TUNE_MODELS), where 'invoke import-xtuner' writes."
+    problems.append(Problem(what, where, remedy))
     return None
 
 

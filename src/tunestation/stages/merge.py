@@ -182,7 +182,7 @@ def _prove(made_of: Ingredients, params: dict, job: Job, tied: bool) -> tuple[Pr
     from tunestation.training.model import device
 
     start = time.monotonic()
-    roundings = _roundings(made_of, params, "nf4") if made_of.adapter else {"16bit": merging.as_stored}
+    roundings = _roundings(made_of, params, "nf4", "fp8") if made_of.adapter else {"16bit": merging.as_stored}
     dtype = getattr(torch, params["dtype"])
     case = Case(job.output, made_of.base, made_of.tuned, tied, dtype, roundings, params["base"])
     proof = prove(case, probes_of(job.needs["prepare"]), device())

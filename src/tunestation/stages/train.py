@@ -16,7 +16,7 @@ from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import nodes_training, world_size
-from tunestation.training import cards, checkpoints, memory, pace, zero
+from tunestation.training import cards, checkpoints, given, memory, pace, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, lay, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
@@ -37,6 +37,10 @@ def run(params: dict, job: Job) -> Result:
     _leave_out_shared_memory_op()
     _refuse_optimizer(settings["optimizer"])
     _refuse_old_gpu(settings)
+    if "adapter" in params:
+        given.refuse_misfit(_adapter(params, job), job.volumes.path(model_of(job.needs["fetch"]).ref))
+    if not settings["epochs"]:
+        return given.as_it_is(_adapter(params, job), job.output / CHECKPOINTS)
     _warn_of_small_gpu(machine["min_gpu_memory_gb"])
     accumulation = zero.accumulation_steps(settings["global_batch_size"], machine["micro_batch_size"], world_size())
     config = _zero_config(job, settings, accumulation)
@@ -55,6 +59,10 @@ def run(params: dict, job: Job) -> Result:
     step = f"transformers' own step, since {why_not}" if fast is None else f"the fast step, {fast.choice.told}"
     facts = {"step": step} | (_planned(params, job, fast, rows, accumulation) if fast and torch.cuda.is_available() else {})
     return replace(result, observed=result.observed | facts)
+
+
+def _adapter(params: dict, job: Job) -> Path:
+    return job.volumes.path(params["adapter"]["ref"])
 
 
 def _leave_out_shared_memory_op() -> None:
@@ -103,7 +111,9 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.
         quantise = settings["base"] if settings["method"] == "qlora" and settings["base"]["type"] == "nf4" else None
         model = models.load_base(job.volumes.path(base.ref), quantise, sharded)
     model.config.use_cache = False
-    if settings["method"] != "full":
+    if "adapter" in params:
+        model = models.go_on_from(model, _adapter(params, job), settings["lora"]["dropout"], base.name)
+    elif settings["method"] != "full":
         model = models.add_adapters(model, settings["lora"], base.name)
     print(f"  {models.trainable(model):,} of {models.total(model):,} weights learn, on {models.device()}", flush=True)
     return model

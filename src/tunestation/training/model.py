@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
@@ -74,6 +74,15 @@ def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Modu
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return adapted
+
+
+def go_on_from(model: PreTrainedModel, adapter: Path, dropout: float, base: str) -> torch.nn.Module:
+    """Freeze `model` and put the LoRA adapter in the folder `adapter` over it, which learns on; its base is called `base`."""
+    config = LoraConfig.from_pretrained(str(adapter), local_files_only=True)
+    config.lora_dropout, config.inference_mode = dropout, False
+    adapted = PeftModel.from_pretrained(model, str(adapter), config=config, is_trainable=True, local_files_only=True)
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
