@@ -126,10 +126,10 @@ def ask(_, recipe, prompt, base=False, load=None, json=False, set=None):
 @task(
     name="import-xtuner",
     help={"path": "iter_N.pth or epoch_N.pth: a file, or a folder of DeepSpeed", "model": "folder of its base; config.json is enough"}
-    | {"name": "of the adapter", "alpha": "LoRA's alpha, where the checkpoint does not say it"},
+    | {"name": "of the result", "alpha": "LoRA's alpha, where the checkpoint does not say it"},
 )
 def import_xtuner(_, path, model, name="", alpha=Real(0.0)):
-    """Bring an adapter that XTuner trained to the model volume, as PEFT reads it."""
+    """Bring an adapter, or a whole model, that XTuner trained to the model volume."""
     call("import_xtuner", path, model, name, alpha or None)
 
 

@@ -201,7 +201,7 @@ def bundle(name: str, to: str = "", wheels: bool = True) -> None:
 
 
 def import_xtuner(path: str, model: str, name: str = "", alpha: float | None = None) -> None:
-    """Bring the adapter of an XTuner checkpoint to the model volume."""
+    """Bring the adapter, or the full fine-tuning, of an XTuner checkpoint to the model volume."""
     from tunestation.importing import import_xtuner as bring
 
     bring(path, model, name, alpha)

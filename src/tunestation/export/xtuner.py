@@ -1,4 +1,4 @@
-"""Adapters out of XTuner's checkpoints: a file of MMEngine, or a folder of DeepSpeed shards, of InternLM2's own layout or ours.
+"""What XTuner's checkpoints hold, a file of MMEngine or a folder of DeepSpeed shards, and adapters out of them.
 
 Needs neither the weights of the base nor a GPU: only the base's config.json.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,7 @@ from tunestation.export.report import describe
 from tunestation.models.limits import RECORD
 from tunestation.models.native.lora import carry_over
 from tunestation.models.native.registry import family_of
+from tunestation.models.shards import Planned
 from tunestation.pipeline.files import read_json, write_json
 
 ALPHA = re.compile(r"""lora_alpha['"]?\s*[:=]\s*(\d+(?:\.\d+)?)""")
@@ -31,58 +33,70 @@ ALPHA = re.compile(r"""lora_alpha['"]?\s*[:=]\s*(\d+(?:\.\d+)?)""")
 class Checkpoint:
     """What is used of an XTuner checkpoint."""
 
-    tensors: dict[str, torch.Tensor]
-    """Name in adapter_model.safetensors -> weight, in the layout of the model that was trained."""
+    weights: dict[str, Planned]
+    """Name without XTuner's `llm.` -> weight, in the layout of the model that was trained; mapped from the files until it is loaded."""
     config: str
     """XTuner's configuration; empty if the checkpoint has none."""
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is of LoRA, and not of a full fine-tuning."""
+        return any(".lora_" in name for name in self.weights)
+
 
 def read(path: Path) -> Checkpoint:
-    """The adapter in `iter_N.pth` or `epoch_N.pth`, a file or a DeepSpeed folder. Raises InputError for anything else."""
+    """What is in `iter_N.pth` or `epoch_N.pth`, a file or a DeepSpeed folder. Raises InputError for anything else."""
     if path.is_dir():
         folder = zero.shard_folder(path)
         if folder is None:
             remedy = "Give iter_N.pth or epoch_N.pth, which is a file or a folder of *_states.pt."
             raise InputError("holds no checkpoint of DeepSpeed.", str(path), remedy)
-        states, weights = zero.model_states(folder), {one.name: one.load() for one in zero.read(folder)}
+        states, weights = zero.model_states(folder), zero.read(folder)
     elif path.is_file():
         states = pickles.load(path)
-        weights = states.get("state_dict")
-        if not isinstance(weights, Mapping):
+        if not isinstance(states, Mapping) or not isinstance(states.get("state_dict"), Mapping):
             raise InputError("is no checkpoint of XTuner: it has no state_dict.", str(path), "Give iter_N.pth or epoch_N.pth.")
+        tensors = {name: weight for name, weight in states["state_dict"].items() if isinstance(weight, torch.Tensor)}
+        weights = [Planned(name, tensor.to("meta"), partial(_same, tensor)) for name, tensor in tensors.items()]
     else:
         raise InputError("there is no such file or folder.", str(path), "Give iter_N.pth or epoch_N.pth of a work_dirs folder.")
     meta = states.get("meta")
-    return Checkpoint(_adapter_tensors(weights, path), str(meta.get("cfg", "")) if isinstance(meta, Mapping) else "")
+    return Checkpoint(_named(weights, path), str(meta.get("cfg", "")) if isinstance(meta, Mapping) else "")
 
 
-def _adapter_tensors(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """Without XTuner's `llm.` in front of each name."""
-    others = sorted({name.partition(".")[0] for name in weights if not name.startswith(("llm.", PREFIX))})
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _named(weights: list[Planned], path: Path) -> dict[str, Planned]:
+    others = sorted({one.name.partition(".")[0] for one in weights if not one.name.startswith(("llm.", PREFIX))})
     if others:
         what = f"holds more than a language model: {', '.join(others)}."
-        raise InputError(what, str(path), "Only adapters of language models can be imported.")
-    named = {file_name(name.removeprefix("llm.")): weight for name, weight in weights.items()}
-    if not any(".lora_" in name for name in named):
-        what = f"holds no LoRA adapter but {len(named)} weights of a full fine-tuning."
-        raise InputError(what, str(path), "Convert it with XTuner, and use the result as model.source of kind folder.")
+        raise InputError(what, str(path), "Only language models and their adapters can be imported.")
+    return {one.name.removeprefix("llm."): one for one in weights}
+
+
+def _adapter_tensors(found: Checkpoint, path: Path) -> dict[str, torch.Tensor]:
+    """Name in adapter_model.safetensors -> weight."""
+    named = {file_name(name): one.load() for name, one in found.weights.items()}
     bad = [name for name, weight in named.items() if not weight.isfinite().all()]
     if bad:
         raise InputError(f"{len(bad)} of {len(named)} weights are not finite, first {bad[0]}.", str(path), "Use an earlier checkpoint.")
     return named
 
 
-def import_adapter(path: Path, model: Path, name: str, output: Path, alpha: float | None) -> dict:
-    """Write the adapter of `path` for the base in `model` (called `name`) into `output`; returns its report.
+def import_adapter(found: Checkpoint, path: Path, model: Path, name: str, output: Path, alpha: float | None) -> dict:
+    """Write the adapter that was `found` in `path` for the base in `model` (called `name`) into `output`; returns its report.
 
-    Raises InputError if it cannot be read or belongs to another model, or if nothing says which alpha it was trained with.
+    Raises InputError if it belongs to another model, or if nothing says which alpha it was trained with.
     """
-    found = read(path)
     config = read_json(model / "config.json")
     record = model / RECORD
     original = read_json(record)["config"] if record.is_file() else config
     family = family_of(original)
-    tensors = carry_over(found.tensors, family, original).tensors if family else found.tensors
+    tensors = _adapter_tensors(found, path)
+    if family:
+        tensors = carry_over(tensors, family, original).tensors
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
         folder = Path(scratch) / output.name
