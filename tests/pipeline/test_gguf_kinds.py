@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tunestation.errors import InputError
 from tunestation.export.gguf_file import check, write
 from tunestation.models.vocabulary.sentencepiece import read_model, tokenizer
+from tunestation.pipeline.volumes import PACKAGE
 
 TEXTS = [*SENTENCES, "a  b", " 12 345 ", "x你y 好\n\n我", "naïve 🙂 ₂", "it's  we'll\tgo", "<0x41> ▁ _"]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -168,6 +169,11 @@ def test_a_space_that_only_transformers_puts_in_front_is_told(tmp_path):
     content = json.loads(sentencepiece(tmp_path, "first").backend_tokenizer.to_str())
     check(GOOD, content, "<|im_start|>user")
     assert told(GOOD, content, "User: hello") == ["export.gguf: llama.cpp would not put a space in front of this template's first word."]
+
+
+def test_the_starter_itself_can_be_written():
+    folder = PACKAGE / "starter" / "model"
+    check(json.loads((folder / "config.json").read_text()), json.loads((folder / "tokenizer.json").read_text()), "")
 
 
 def test_chinese_characters_that_tokens_reach_beyond_have_to_be_cut_as_trained():

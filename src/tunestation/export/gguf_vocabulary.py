@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 WORDS = {
@@ -22,8 +26,7 @@ PREFIX = {"type": "Prepend", "prepend": SPACE}
 SCHEMES = {"always": True, "never": False, "first": False}
 """`first` is as `never` wherever a text begins with a special token: see `begins_with_text`."""
 CHARACTERS = re.compile(rb"[\x80-\xbf]+|[\x00-\x7f\xc0-\xff][\x80-\xbf]*")
-WIDE = 0xE2
-"""Bytes from here on begin characters of three or four bytes: Chinese ones are among them."""
+"""Whole characters in UTF-8, and parts of some at the ends."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,21 @@ def _byte_level(tokenizer: dict) -> str:
 
 
 def _joins_characters(model: dict) -> bool:
-    """Whether a token reaches beyond a wide character, or joins spaces: whether it matters that text is cut around Chinese ones."""
-    to_byte = {char: byte for byte, char in _byte_letters().items()}
-    for text in map("".join, map(_pair, model["merges"])):
-        content = bytes(to_byte[char] for char in text)
-        wide = len(CHARACTERS.findall(content)) > 1 and any(byte >= WIDE for byte in content)
-        if wide or (content.isspace() and len(content) > 1):
-            return True
-    return False
-
-
-def _byte_letters() -> dict[int, str]:
+    """Whether a token reaches beyond a Chinese character, or joins spaces: whether it matters that text is cut around those."""
+    from tokenizers import Regex, pre_tokenizers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    return bytes_to_unicode()
+    to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
+    cut = pre_tokenizers.Split(Regex(HAN["pattern"]["Regex"]), "isolated")
+    tokens = (bytes(to_byte[char] for char in "".join(_pair(merge))) for merge in model["merges"])
+    return any(_reaches_beyond(token, cut) for token in tokens if len(CHARACTERS.findall(token)) > 1)
+
+
+def _reaches_beyond(token: bytes, cut: PreTokenizer) -> bool:
+    try:
+        return token.isspace() or len(cut.pre_tokenize_str(token.decode())) > 1
+    except UnicodeDecodeError:
+        return True  # a part of a character beside another one
 
 
 def _sentencepiece(tokenizer: dict) -> Way:
