@@ -13,7 +13,6 @@ from tunestation.errors import InputError, TunestationError
 from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.files import write_json
 from tunestation.pipeline.process import child_variables
-from tunestation.recipe.problems import suggestion
 from tunestation.settings import child_environment
 from tunestation.work import Work
 
@@ -46,7 +45,7 @@ def weights(work: Work, base: bool, load: str) -> Weights:
     """What to load: the merged folder, the untuned model, or base and adapter. Raises InputError for what is not there."""
     known = [MERGED, *PRECISIONS]
     if load not in known:
-        raise InputError(f"'{load}' is not known.", "--load", suggestion(load, known))
+        raise InputError(f"'{load}' is not known.", "--load", f"Choose from: {', '.join(known)}.")
     merged, prepared = _result(work, "merge"), _result(work, "prepare")
     probe = str(prepared / "probe.json")
     if load == MERGED and not base:

@@ -1,6 +1,7 @@
 """Answers drawn together: each is what it would be alone, and what goes wrong with one does not touch the others."""
 
 import threading
+import weakref
 from queue import SimpleQueue
 
 import pytest
@@ -133,6 +134,23 @@ def test_out_of_memory_in_the_middle_of_a_long_answer_leaves_what_was_said(own, 
     hook.remove()
     assert (ending.reason, ending.completion_tokens) == ("failed", 10)
     assert expected(own, "Hi").startswith(text) and text
+
+
+def test_what_the_failed_step_held_is_free_when_the_gpu_s_memory_is_tidied(own, monkeypatch):
+    held, alive = [], []
+
+    def fail(*_):
+        tensor = torch.zeros(1)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(held[-1]() is not None))
+    hook = own.model.register_forward_pre_hook(fail)
+    assert whole(begin(own, "Hi")[1])[1].reason == "failed"
+    hook.remove()
+    assert expected(own, "Hi")
+    assert alive == [False]
 
 
 def test_an_error_of_the_model_ends_its_answers_in_words_and_the_engine_still_answers(own, fail, capsys):

@@ -46,8 +46,8 @@ def test_the_untuned_model_is_the_base_without_its_adapter(work):
 
 
 def test_what_cannot_be_loaded_is_said_with_the_next_step(work):
-    with pytest.raises(InputError, match=r"--load: 'nf5' is not known\. Did you mean 'nf4'"):
-        weights(work, False, "nf5")
+    with pytest.raises(InputError, match=r"--load: '4bit' is not known\. Choose from: merged, 16bit, 8bit, nf4, fp8\."):
+        weights(work, False, "4bit")
     (work.root / "convert" / "adapter_config.json").unlink()
     with pytest.raises(InputError, match=r"trained all weights: there is no adapter. Leave --load out"):
         weights(work, False, "nf4")

@@ -107,6 +107,8 @@ class Scheduler:
             batch.keep([])
             self._recover(error, [answer for answer in [*running, *new] if not answer.ended])
             running.clear()
+        if self.failure and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # not in the handler: while there is the error, so are the tensors of all functions it came through
 
     def _take(self, answers: Sequence[Answer], logits: torch.Tensor) -> None:
         tokens = choose(logits, [answer.sampler for answer in answers], [answer.ids for answer in answers])
@@ -128,8 +130,6 @@ class Scheduler:
         longest = max(answers, key=lambda answer: len(answer.ids))
         remedy = "Start a new conversation, or ask for a shorter answer."
         longest.end("failed", TunestationError(f"Memory ran out after {len(longest.ids):,} tokens.", remedy=remedy))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         with self._changed:
             self._waiting.extendleft(answer for answer in reversed(answers) if answer is not longest)
 
