@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from browsing import CHROMIUM, FLAGS
 from playwright.sync_api import sync_playwright
 from preparing import Bench, numbers, part
-from test_chat_browser import CHROMIUM, FLAGS
 
 from tunestation.data.inspection import chosen, histogram
 from tunestation.errors import InputError
