@@ -18,6 +18,8 @@ from tunestation.training.zero import accumulation_steps
 from tunestation.work import Work
 
 FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What config.json calls the count of a layer's experts, by family."""
 CHECKPOINT_BYTES = 14
 """Of an adapter weight in a checkpoint: itself, and its master copy and Adam's two states in fp32."""
 
@@ -30,6 +32,8 @@ class Plan:
     gpus: int
     parts: dict[str, int]
     """Bytes of memory, by what takes them."""
+    host: dict[str, int]
+    """Bytes of host memory, by what takes them."""
     choice: memory.Choice
     tokens: int
     """Of one optimizer step, if all packs are full."""
@@ -65,6 +69,8 @@ def shape_of(work: Work) -> memory.Shape:
 
 
 def _told(config: dict) -> dict:
+    if any(config.get(name) for name in EXPERTS):
+        raise InputError("no plans are made for mixtures of experts: not all of their weights work on a token.")
     if missing := _missing(config):
         raise InputError(f"plans are made for models like Llama; config.json has no {', '.join(missing)}.")
     return config
@@ -105,7 +111,9 @@ def _plan(work: Work, card: cards.Card, gpus: int) -> Plan | None:
     seconds = pace.micro_batch(shape, card, choice, tokens, tokens, _span(work), base, train.lora.dropout > 0)
     parts = memory.components(shape, choice, tokens, base, gradients, train.base.double_quant)
     step_tokens = train.max_tokens * train.global_batch_size
-    return Plan(card, gpus, parts, choice, step_tokens, micro_batches * seconds + pace.optimizer_step(shape, card))
+    host = memory.host_bytes(shape, choice, tokens, base, train.base.double_quant)
+    host |= {"optimizer": round(gradients.host * shape.adapters)} if gradients.host else {}
+    return Plan(card, gpus, parts, host, choice, step_tokens, micro_batches * seconds + pace.optimizer_step(shape, card))
 
 
 def facts_of(work: Work) -> dict | None:
@@ -133,6 +141,8 @@ def told(work: Work, names: list[str], gpus: int, price: float | None) -> str:
     if len(made) == 1:
         parts = [(name, f"{size / GIB:.2f} GiB") for name, size in made[0].parts.items()]
         lines.append(table([*parts, ("all", f"{made[0].needed:.2f} GiB of {made[0].card.memory:g}")], ("memory", "")))
+        host = [(name, f"{size / GIB:.2f} GiB") for name, size in made[0].host.items()]
+        lines += [table(host, ("host memory", ""))] if host else []
     counted = f"{steps:,} steps" if steps else f"The time is that of one step: 'invoke prepare {work.recipe.name}' counts them"
     weights = (shape.linear + shape.embedding) * memory.HALF / 1e9
     disk = CHECKPOINT_BYTES * shape.adapters * (work.recipe.train.keep + 2) / 1e9

@@ -10,7 +10,7 @@ from tunestation.errors import TunestationError
 from tunestation.training.batches import lay
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import learned
-from tunestation.training.rehearsal import Rehearsal
+from tunestation.training.rehearsal import Rehearsal, advised
 
 
 @pytest.fixture
@@ -58,3 +58,9 @@ def test_too_small_a_disk_is_told(rehearsal, monkeypatch):
     with pytest.raises(TunestationError, match=r"4 checkpoints need 0.0 GB, and 0.0 GB are free") as caught:
         rehearsal.check_disk()
     assert "lower train.keep" in str(caught.value)
+
+
+def test_running_out_of_memory_later_is_told_in_the_same_words(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 24_000_000_000))
+    with pytest.raises(TunestationError, match=r"4,096 tokens does not fit into this GPU's 24 GB"), advised(4096):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -8,7 +8,7 @@ import pytest
 from recipes_for_tests import Bench
 
 from tunestation.errors import InputError
-from tunestation.planning import plans, shape_of, told
+from tunestation.planning import _told, plans, shape_of, told
 from tunestation.settings import PROJECT
 from tunestation.training import cards, memory, pace
 from tunestation.training.learned import learned
@@ -138,3 +138,21 @@ def test_a_card_or_a_count_that_cannot_be_is_told(bench):
         plans(bench.open(HUB), ["h200"], 0)
 
 
+
+
+def test_weights_that_come_from_host_memory_take_the_time_of_the_link():
+    shape, card = SHAPES["internlm2-7b"], cards.CARDS["rtx4090"]
+    smallest = memory.Choice(32, 0, 0, 0, memory.LITTLE_LOGITS, memory.Host(True, True, 32))
+    assert pace.micro_batch(shape, card, smallest, 128, 128, 128, "nf4") >= 2 * memory.base_bytes(shape, "nf4") / 25e9
+    kept = replace(smallest, host=memory.Host())
+    assert pace.micro_batch(shape, card, smallest, 8192, 8192, 2048, "nf4") == pace.micro_batch(shape, card, kept, 8192, 8192, 2048, "nf4")
+
+
+def test_host_memory_is_told_where_some_is_needed(bench):
+    said = told(bench.open(HUB, ("train:", "runtime: {offload: optimizer}\ntrain:")), ["rtx4090"], 1, None)
+    assert "host memory" in said and "optimizer" in said
+
+
+def test_no_plan_pretends_that_a_mixture_of_experts_is_a_plain_model():
+    with pytest.raises(InputError, match="no plans are made for mixtures of experts"):
+        _told({"num_local_experts": 8, "hidden_size": 4096})

@@ -25,7 +25,7 @@ from tunestation.training.fast.model import Fast, obstacle
 from tunestation.training.learned import STATES, Learned, learned
 from tunestation.training.order import Order, draw, tokens_by_step
 from tunestation.training.packed import documents, pack, packable, packs
-from tunestation.training.rehearsal import Rehearsal
+from tunestation.training.rehearsal import Rehearsal, advised
 from tunestation.training.trainer import RecipeTrainer, arguments
 
 CHECKPOINTS = "checkpoints"
@@ -225,7 +225,8 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
     checkpoint = checkpoints.to_resume(folder, world, trainer.least)
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)
-    with checkpoints.trusted_classes_only(checkpoint):
+    longest = max(len(ids) for ids in trainer.train_dataset.data["input_ids"]) * job.machine["micro_batch_size"]
+    with checkpoints.trusted_classes_only(checkpoint), advised(longest):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch, samples, stop = (_callback(trainer, kind) for kind in (Watch, Samples, StopOnRequest))
     if stop.stopped:

@@ -7,7 +7,7 @@ other cards (`cards`) in proportion to their datasheets.
 from __future__ import annotations
 
 from tunestation.training.cards import Card
-from tunestation.training.memory import HALF, Choice, Shape
+from tunestation.training.memory import HALF, Choice, Shape, base_bytes
 
 PRODUCTS, PRODUCTS_8, ATTENTION, TRAFFIC, DEQUANTISED = 0.70, 0.66, 0.37, 0.68, 0.60
 """Shares of the datasheet's rates that products in 16 and 8 bits, attention, elementwise work and dequantisation reach."""
@@ -50,7 +50,15 @@ def micro_batch(
         bytes_ = HALF * 2 if base == "bf16" else HALF + 0.52
         passes = 2 * (shape.layers - choice.dense) + choice.input + choice.attention
         seconds += passes * per_layer * bytes_ / (card.bandwidth * 1e9 * DEQUANTISED)
-    return max(seconds, shape.layers * LAUNCHES * (1 + choice.input / shape.layers / 3))
+    seconds = max(seconds, shape.layers * LAUNCHES * (1 + choice.input / shape.layers / 3))
+    return max(seconds, host_copies(shape, choice, tokens, base) / (card.link * 1e9))
+
+
+def host_copies(shape: Shape, choice: Choice, tokens: int, base: str) -> float:
+    """Bytes from host memory in a forward and backward pass: they hide behind the products until the link is the slower of the two."""
+    host, a_token = choice.host, HALF * shape.hidden
+    weights = 2 * host.weights * base_bytes(shape, base) / shape.layers
+    return weights + tokens * a_token * (host.embedding + choice.input * host.inputs)
 
 
 def traffic(shape: Shape, base: str, dropout: bool) -> float:

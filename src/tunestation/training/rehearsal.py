@@ -6,7 +6,8 @@ Running out of memory or disk then happens in the first minute, not in the last 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,8 @@ class Rehearsal(TrainerCallback):
             choice = memory.choose(self.fast.shape, self.tokens, free, self.checkpointing, self.base, self.gradients)
             self.fast.keep(choice)
             print(f"  kept in memory: {choice.told}", flush=True)
-        try:
+        with advised(self.tokens):
             self.run(args.device, 0 if state.global_step else self.states)
-        except torch.OutOfMemoryError:
-            raise self.too_large() from None
 
     @property
     def tokens(self) -> int:
@@ -107,9 +106,19 @@ class Rehearsal(TrainerCallback):
         labels = batch.pop("labels")
         return of_outputs(self.model.train()(**batch, use_cache=False), labels)
 
-    def too_large(self) -> TunestationError:
-        """What to say when it does not fit."""
-        total = torch.cuda.mem_get_info()[1] / 1e9
-        what = f"a micro-batch of {self.tokens:,} tokens does not fit into this GPU's {total:.0f} GB."
-        remedy = "Lower runtime.micro_batch_size, train.max_tokens or train.lora.rank; 'invoke plan' tells by how much."
-        return TunestationError(what, remedy=remedy)
+
+@contextmanager
+def advised(tokens: int) -> Iterator[None]:
+    """Running out of GPU memory in here is told as what it is: micro-batches of `tokens` that do not fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise too_large(tokens) from None
+
+
+def too_large(tokens: int) -> TunestationError:
+    """What to say when a micro-batch of `tokens` does not fit."""
+    total = torch.cuda.mem_get_info()[1] / 1e9
+    what = f"a micro-batch of {tokens:,} tokens does not fit into this GPU's {total:.0f} GB."
+    remedy = "Lower runtime.micro_batch_size, train.max_tokens or train.lora.rank; 'invoke plan' tells by how much."
+    return TunestationError(what, remedy=remedy)
