@@ -157,6 +157,8 @@ class Choice:
         return ", ".join([*parts, *([f"in host memory: {' and '.join(self.host.told)}"] if self.host.told else [])])
 
 
+TRIES = 3
+"""Times that less is kept, so that gradients fit beside it, before host memory is used."""
 IN_FLIGHT = 2
 """Layers' inputs, or layers' weights, on the GPU while the others are in host memory: one in use, one coming or leaving."""
 
@@ -184,11 +186,14 @@ def choose(
     """
     a_layer = base_bytes(shape, base, double_quant) // shape.layers
     for host in _ladder(shape, checkpointing, base):
-        room = free + freed(shape, host, a_layer)
-        choice, left = _keep(shape, tokens, room - round(gradients.held * shape.adapters) - gradients.bucket, checkpointing, base, host)
-        buffers = choice.dense * dense(shape) + scratch(shape) * (base != "fp8")
-        if left >= 0 and activations(shape, choice, tokens, base, gradients) + buffers <= room:
-            break
+        room, lacking = free + freed(shape, host, a_layer), round(gradients.held * shape.adapters) + gradients.bucket
+        for _ in range(TRIES):
+            choice, left = _keep(shape, tokens, room - lacking, checkpointing, base, host)
+            buffers = choice.dense * dense(shape) + scratch(shape) * (base != "fp8")
+            over = activations(shape, choice, tokens, base, gradients) + buffers - room
+            if left >= 0 and over <= 0:
+                return choice
+            lacking += max(0, over)  # gradients come while much of what was kept is still there
     return choice
 
 
