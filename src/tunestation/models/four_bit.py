@@ -1,4 +1,4 @@
-"""Repairs what bitsandbytes does to 4-bit weights on a CPU; importing this module is enough for the first.
+"""What bitsandbytes does wrong with 4-bit weights on CPUs, put right. Importing this module repairs reading them back.
 
 bitsandbytes scales consecutive blocks of the flattened weight. Its AVX-512 kernel (0.50.2) takes another block's scale where rows are a
 multiple of 16 weights but not of the block: a relative error of 0.25 instead of NF4's 0.09. Here it only ever sees rows of one block.
@@ -14,8 +14,7 @@ import bitsandbytes
 import torch
 from torch.nn.functional import pad
 
-OPERATOR = "bitsandbytes::dequantize_4bit"
-_theirs = torch.library.get_kernel(OPERATOR, "CPU")
+_theirs = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
 _library = torch.library.Library("bitsandbytes", "IMPL")
 
 
@@ -23,11 +22,11 @@ def _dequantize_4bit(
     keys: object, packed: torch.Tensor, absmax: torch.Tensor, blocksize: int, quant_type: str, shape: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor:
     """Weights of `shape` in `dtype` from two codes a byte and fp32 absmax [blocks]."""
-    weights = prod(shape)
     packed = packed.reshape(-1).view(torch.uint8)
-    missing = len(absmax) * blocksize // 2 - len(packed)
-    rows = _theirs.call_boxed(keys, pad(packed, (0, missing)), absmax, blocksize, quant_type, (len(absmax), blocksize), dtype)
-    return rows.view(-1)[:weights].view(shape)
+    if missing := len(absmax) * blocksize // 2 - len(packed):
+        packed = pad(packed, (0, missing))
+    rows = _theirs.call_boxed(keys, packed, absmax, blocksize, quant_type, (len(absmax), blocksize), dtype)
+    return rows.view(-1)[: prod(shape)].view(shape)
 
 
 with warnings.catch_warnings():
