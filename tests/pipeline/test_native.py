@@ -20,6 +20,8 @@ from tunestation.data.formats import Message
 from tunestation.data.templates import TEMPLATES
 from tunestation.data.tokenizers import load_tokenizer, set_template
 from tunestation.errors import InputError
+from tunestation.models.folder import check_model_folder
+from tunestation.models.limits import limit_of
 from tunestation.models.native.convert import RECORD, convert, export_back
 from tunestation.models.shards import Shards
 from tunestation.pipeline.files import read_json, write_json
@@ -184,6 +186,23 @@ def test_a_variant_with_other_equations_is_refused_with_the_reason(tmp_path, rea
     write_json(tmp_path / "config.json", original.config | other)
     with pytest.raises(InputError, match=reason):
         convert(tmp_path, tmp_path / "result", {}, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": None}, "its config.json has no 'hidden_size'"),
+        ({"num_attention_heads": 0}, "a value in its config.json is none that the family has"),
+        ({"rope_scaling": 3}, "a value in its config.json is none that the family has"),
+    ],
+)
+def test_a_configuration_with_a_field_missing_or_wrong_is_refused_before_anything_is_written(tmp_path, change, words):
+    config = {key: value for key, value in (internlm2().config | change).items() if value is not None}
+    write_json(tmp_path / "config.json", config)
+    assert words in check_model_folder(tmp_path, "tiny")[0].what and limit_of(tmp_path) is None
+    with pytest.raises(InputError, match=words):
+        convert(tmp_path, tmp_path / "result", {}, "tiny")
+    assert not (tmp_path / "result").exists()
 
 
 def test_packed_rows_that_the_configuration_does_not_say_are_told_by_name_and_shape(tmp_path):

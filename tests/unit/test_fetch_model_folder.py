@@ -90,10 +90,18 @@ def test_a_known_architecture_loses_the_code_that_it_asks_for(folder, config):
 
 
 def test_a_family_that_is_converted_needs_its_own_vocabulary(folder):
-    (folder / "config.json").write_text('{"model_type": "internlm2"}')
+    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
+    config = {"model_type": "internlm2", "max_position_embeddings": 8} | dict.fromkeys(fields, 1)
+    (folder / "config.json").write_text(json.dumps(config))
     assert only(folder).startswith("m: has no tokenizer (tokenizer.model).")
     (folder / "tokenizer.model").write_bytes(b"")
     assert found(folder) == [] and needs_conversion(folder)
+
+
+def test_a_field_that_the_family_needs_is_named_when_it_is_missing(folder):
+    (folder / "config.json").write_text('{"model_type": "internlm2"}')
+    (folder / "tokenizer.model").write_bytes(b"")
+    assert only(folder).startswith("m/config.json: is a internlm2 model that cannot be converted: its config.json has no '")
 
 
 def test_a_variant_that_cannot_be_converted_says_why(folder):

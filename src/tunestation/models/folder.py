@@ -68,7 +68,7 @@ def early_problems(folder: Path, name: str) -> list[Problem]:
     """What the small files tell before the weights are there: code that would be needed, a variant that cannot be converted."""
     family = family_in(folder)
     if family:
-        reason = family.refusal(_read(folder / "config.json"))
+        reason = family.obstacle(_read(folder / "config.json"))
         what = f"is a {family.name} model that cannot be converted: {reason}."
         return [Problem(what, f"{name}/config.json", "Use the family's plain model.")] if reason else []
     return [] if _known(folder) else _code_problems(folder, name)

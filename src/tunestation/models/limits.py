@@ -20,7 +20,10 @@ def limit_of(folder: Path) -> Limit | None:
         return Limit(**limit) if limit else None
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     family = family_of(config)
-    return family.limit(config) if family else None
+    try:
+        return family.limit(config) if family else None
+    except KeyError:  # the check of the folder names the field that is missing
+        return None
 
 
 def length_problem(limit: Limit | None, max_tokens: int) -> Problem | None:

@@ -76,7 +76,7 @@ def export_back(source: Path, record: dict, into: Path) -> dict[str, str]:
 
 def refuse_variant(family: Family, config: dict, name: str) -> None:
     """Raise InputError for a variant of the family that has other equations."""
-    reason = family.refusal(config)
+    reason = family.obstacle(config)
     if reason:
         raise InputError(f"is a {family.name} model that cannot be converted: {reason}.", name, "Use the family's plain model.")
 

@@ -108,6 +108,18 @@ class Family:
     version: int = 1
     """Raised whenever the same source would become other bytes."""
 
+    def obstacle(self, config: dict) -> str:
+        """Why a model with this config.json cannot be converted: a variant, or a field that is missing or wrong. Empty if it can."""
+        try:
+            if reason := self.refusal(config):
+                return reason
+            self.table(config), range(self.layers(config)), self.config(config, True), self.vocabulary(config), self.limit(config)
+        except KeyError as error:
+            return f"its config.json has no {error}"
+        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            return f"a value in its config.json is none that the family has ({error})"
+        return ""
+
 
 def same_shape(names: dict[str, str]) -> tuple[Line, ...]:
     """Lines for modules that keep their shape: their name -> ours."""
