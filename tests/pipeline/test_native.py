@@ -222,10 +222,20 @@ def test_a_conversation_with_chatglm3_begins_as_its_authors_begin_it(tmp_path):
     convert(source, tmp_path / "result", {}, "tiny")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "result")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], return_dict=False)
-    assert tokenizer.convert_ids_to_tokens(ids)[:3] == ["[gMASK]", "sop", "<|user|>"]
+    assert tokenizer.convert_ids_to_tokens(ids)[:3] == ["[gMASK]", "<sop>", "<|user|>"]
     assert tokenizer.convert_ids_to_tokens(ids)[-3] == "<|assistant|>"
     stops = tokenizer.convert_tokens_to_ids(["</s>", "<|user|>", "<|observation|>"])
     assert read_json(tmp_path / "result/generation_config.json")["eos_token_id"] == stops
+
+
+def test_chatglm3s_own_template_begins_with_the_same_two_tokens(tmp_path):
+    source = write(chatglm(), tmp_path / "source")
+    write_json(source / "tokenizer_config.json", {"chat_template": "[gMASK]sop{% for m in messages %}{{ m.content }}{% endfor %}"})
+    convert(source, tmp_path / "result", {}, "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "result")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "people"}], return_dict=False)
+    assert tokenizer.convert_ids_to_tokens(ids)[:2] == ["[gMASK]", "<sop>"]
+    assert "<eop>" not in tokenizer.convert_ids_to_tokens(ids)
 
 
 @pytest.mark.parametrize(("name", "first"), [("chatglm2", "[Round 1]\n\n问：Hi\n\n答："), ("chatglm3", "<|user|>\nHi<|assistant|>\n")])
@@ -248,7 +258,7 @@ def test_chatglms_named_templates_begin_each_turn_as_xtuner_does(tmp_path, name,
     messages = [Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "2 + 3?"), Message("assistant", "5")]
     assert encode(tokenizer, messages).input_ids == wanted
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-    assert rendered == "[gMASK]sop" + first
+    assert rendered == "[gMASK]<sop>" + first
 
 
 CHATS = {

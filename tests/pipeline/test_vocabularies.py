@@ -35,6 +35,7 @@ ODD = [
     "لغة हिन्दी ไทย",
     "\x01\x7f\x80",
     "the <reserved_9> and [UNUSED_TOKEN_3]",
+    "people of philosophy, a sop and an eop",
     "你好，世界！（测试）「引号」……",
 ]
 LETTERS = "abc XYZ  \n\t0189.,{}你好世界的一是😀éß▁"
@@ -126,7 +127,7 @@ def test_user_defined_pieces_are_whole_and_turn_tokens_follow_the_file(tmp_path)
     assert made.encode(text, add_special_tokens=False).ids == processor.encode(text)
     glm = build(chatglm.FAMILY.vocabulary({}), tmp_path)
     assert glm.token_to_id("[MASK]") == processor.vocab_size() and glm.token_to_id("<|user|>") == processor.vocab_size() + 6
-    assert glm.encode("x").tokens[:2] == ["[gMASK]", "sop"]
+    assert glm.encode("x").tokens[:2] == ["[gMASK]", "<sop>"]
 
 
 def test_qwen_ids_are_those_of_tiktoken(tmp_path):

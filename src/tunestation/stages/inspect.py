@@ -127,7 +127,7 @@ def _take(folder: Path, into: Path) -> None:
     files = {kind: read_json(into / name) if (into / name).is_file() else {} for kind, name in names.items()}
     family = family_of(files["config"])
     if family and not (into / "tokenizer.json").is_file():
-        write_tokenizer(family, into, files["config"], chat_template(family, files), into)
+        write_tokenizer(family, into, files["config"], chat_template(family, files["config"], files), into)
 
 
 def _show(view: RowView | None, asked: Params, inspector: Inspector) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tunestation.models.native.family import ATTENTION, Chat, Family, Line, Rows, Vocabulary, same_shape
 
-ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>")
+"""The last two as GLM-4 spells them: theirs are `sop` and `eop`, which stand within philosophy and people."""
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
@@ -66,7 +67,8 @@ def _refusal(config: dict) -> str:
 
 
 def _vocabulary(config: dict) -> Vocabulary:
-    return Vocabulary("tokenizer.model", None, 2, 0, 0, added=(*ADDED, *ROLES), begin=("[gMASK]", "sop"))
+    respelled = {"[gMASK]sop": "[gMASK]<sop>"}
+    return Vocabulary("tokenizer.model", None, 2, 0, 0, added=(*ADDED, *ROLES), begin=("[gMASK]", "<sop>"), respelled=respelled)
 
 
 def _chat(files: dict) -> Chat:
@@ -87,4 +89,5 @@ FAMILY = Family(
     ignored=("rotary_pos_emb.inv_freq",),
     refusal=_refusal,
     chat=_chat,
+    version=2,
 )

@@ -52,7 +52,7 @@ def _convert_family(family: Family, config: dict, source: Path, into: Path, name
     plan = planned(family, config, shards)
     into.mkdir(parents=True, exist_ok=True)
     biased = any(tensor.name.endswith("self_attn.q_proj.bias") for tensor in plan.tensors)
-    tokenizer = write_tokenizer(family, source, config, chat_template(family, files), into)
+    tokenizer = write_tokenizer(family, source, config, chat_template(family, config, files), into)
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     write_json(into / "config.json", _config(family, config, biased, plan.tensors) | ids)
     write_json(into / "generation_config.json", _sampling(files["generation"]) | ids | _stops(family, files, tokenizer))

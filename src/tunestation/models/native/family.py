@@ -80,6 +80,8 @@ class Vocabulary:
     """Control tokens that follow the last id of the file."""
     begin: tuple[str, ...] = ()
     """Tokens that every text begins with."""
+    respelled: dict[str, str] = field(default_factory=dict)
+    """What of the source's own chat template is spelled otherwise here: old -> new."""
     pattern: str = ""
     """tiktoken: how text is cut before ranks apply."""
 

@@ -67,10 +67,12 @@ def _wrapped(made: Tokenizer, vocabulary: Vocabulary) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **tokens)
 
 
-def chat_template(family: Family, files: dict) -> str | None:
+def chat_template(family: Family, config: dict, files: dict) -> str | None:
     """The source's own template; for a chat model without one, the family's; None for a base model."""
     own = files["tokenizer"].get("chat_template")
     if own:
+        for old, new in family.vocabulary(config).respelled.items():
+            own = own.replace(old, new)
         return own
     chat = family.chat(files)
     if chat is None:
