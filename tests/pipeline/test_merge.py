@@ -106,6 +106,13 @@ def test_it_stops_where_the_base_stops_as_well(station, tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [1, 2]
 
 
+def test_its_tokenizer_is_of_a_class_that_older_servers_know(merged):
+    config = json.loads((merged / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    assert not {"is_local", "local_files_only"} & config.keys()
+
+
 def test_a_base_that_was_changed_after_training_is_refused(station, tmp_path):
     converted = tmp_path / "converted"
     shutil.copytree(station.make("convert"), converted)
