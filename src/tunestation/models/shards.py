@@ -85,6 +85,8 @@ class _File:
 
     def read(self, name: str) -> torch.Tensor:
         found = self.tensors[name]
+        if not found.extent:
+            return torch.empty(found.meta.shape, dtype=found.meta.dtype)
         meta, start = found.meta, found.offset - found.offset % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_WILLNEED, start, min(len(self._map) - start, meta.nbytes + AHEAD))
         flat = torch.frombuffer(self._map, dtype=meta.dtype, count=found.extent, offset=found.offset)

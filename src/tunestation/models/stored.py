@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,6 +28,8 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """How the safetensors format spells a dtype."""
+AGAIN = "Fetch or copy it again."
+SAFE = "Fetch it again, or use a revision with safetensors."
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,21 @@ def stored_in(path: Path) -> dict[str, Stored]:
 
 def _in_safetensors(path: Path) -> dict[str, Stored]:
     """Eight bytes of header length, the header (JSON), and the tensors' bytes one after another."""
+    size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    return {name: _entry(path, name, entry, 8 + length) for name, entry in entries}
+        try:
+            header = json.loads(file.read(min(length, size)))
+            header.pop("__metadata__", None)
+            entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            what = f"is not a safetensors file, or its header is cut ({size:,} bytes)."
+            raise InputError(what, str(path), AGAIN) from None
+    found = {name: _entry(path, name, entry, 8 + length) for name, entry in entries}
+    end = max((one.offset + one.meta.nbytes for one in found.values()), default=0)
+    if end > size:
+        raise InputError(f"has {size:,} bytes, but its header says {end:,}: the copy is incomplete.", str(path), AGAIN)
+    return found
 
 
 def _entry(path: Path, name: str, entry: dict, begin: int) -> Stored:
@@ -67,17 +79,34 @@ def _entry(path: Path, name: str, entry: dict, begin: int) -> Stored:
         raise InputError(what, str(path), "Use a revision of the model that is not quantised.")
     if end - first != prod(entry["shape"]) * kind.itemsize:
         what = f"says that {name} is {entry['dtype']} {entry['shape']}, but has {end - first} bytes for it."
-        raise InputError(what, str(path), "Fetch or copy it again.")
+        raise InputError(what, str(path), AGAIN)
     return Stored(torch.empty(entry["shape"], dtype=kind, device="meta"), begin + first)
 
 
 def _in_pickle(path: Path) -> dict[str, Stored]:
     """A zip of one pickle, which names tensors, and of their bytes as they are; only a pickle that builds nothing else is read."""
     _refuse_objects(path)
-    with FakeTensorMode():  # tensors without content, whose storages know their place in the file
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    return {name: Stored(value.detach().to("meta"), _offset(value)) for name, value in tensors.items()}
+    _refuse_packed(path)
+    try:
+        with FakeTensorMode():  # tensors without content, whose storages know their place in the file
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except NotImplementedError:
+        raise InputError("holds quantised tensors, which are not read.", str(path), SAFE) from None
+    items = content.items() if isinstance(content, dict) else ()
+    tensors = {name: value for name, value in items if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise InputError("holds no tensors by name at its top.", str(path), "Save a state dict: torch.save(model.state_dict(), ...).")
+    if odd := [name for name, value in tensors.items() if value.layout != torch.strided or value.dtype not in DTYPES.values()]:
+        value = tensors[odd[0]]
+        what = f"holds {odd[0]} as {value.dtype} ({value.layout}), which is not read; dense {', '.join(DTYPES)} are."
+        raise InputError(what, str(path), SAFE)
+    return {name: _stored(value) for name, value in tensors.items()}
+
+
+def _stored(value: torch.Tensor) -> Stored:
+    """With the strides as they are: `to("meta")` would make those of a view with gaps contiguous."""
+    meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return Stored(meta, _offset(value))
 
 
 def _offset(tensor: torch.Tensor) -> int:
@@ -90,7 +119,17 @@ def _refuse_objects(path: Path) -> None:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError) as error:
         what = f"is not a file that torch.save wrote, is cut, or is from before torch 1.6 ({str(error).splitlines()[0]})."
-        raise InputError(what, str(path), "Fetch it again, or use a revision with safetensors.") from None
+        raise InputError(what, str(path), SAFE) from None
     if wanted:
         what = f"is a pickle that wants more than tensors: {', '.join(sorted(wanted))}. It was not read."
         raise InputError(what, str(path), "Use a safetensors revision of this model, from someone you trust.")
+
+
+def _refuse_packed(path: Path) -> None:
+    """The tensors are used as they lie in the file: neither compressed, nor in the other order of bytes."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise InputError("is a compressed archive; torch.save never writes one.", str(path), SAFE)
+        orders = [name for name in archive.namelist() if name.endswith("/byteorder")]
+        if any(archive.read(name) != b"little" for name in orders):
+            raise InputError("was written on a big-endian machine, which is not read.", str(path), SAFE)
