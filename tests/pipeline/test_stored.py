@@ -1,5 +1,7 @@
 """What lies in files of weights is read as its writer meant it, or refused with the reason; never as other bytes."""
 
+import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunestation.errors import InputError
+from tunestation.models.native.clean import clean
 from tunestation.models.shards import Planned, Shards, moved, write_shards
 
 NUMBERS = torch.arange(20, dtype=torch.float32)
@@ -92,3 +95,16 @@ def test_cut_safetensors_are_refused_before_anything_is_read(tmp_path, left, wor
     (tmp_path / "model.safetensors").write_bytes(whole[:left])
     with pytest.raises(InputError, match=words):
         Shards(tmp_path)
+
+
+def test_weights_that_are_links_as_in_a_hubs_cache_are_whole_files_afterwards(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    snapshot = tmp_path / "snapshots/commit"
+    snapshot.mkdir(parents=True)
+    save_file({"a": torch.ones(3)}, tmp_path / "blobs/1234")
+    os.symlink("../../blobs/1234", snapshot / "model.safetensors")
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "llama", "auto_map": {}}))
+    made = tmp_path / "elsewhere/made"
+    clean(snapshot, made, 10**6)
+    assert not (made / "model.safetensors").is_symlink()
+    assert load_file(made / "model.safetensors")["a"].tolist() == [1, 1, 1]

@@ -50,7 +50,7 @@ def _link(files: Sequence[Path], into: Path) -> None:
         target = into / path.name
         target.unlink(missing_ok=True)
         try:
-            os.link(path, target)
+            os.link(path.resolve(), target)  # the file itself: a link of a hub's cache leads nowhere from another folder
         except OSError:  # another disk, or one without links
             shutil.copyfile(path, target)
 
