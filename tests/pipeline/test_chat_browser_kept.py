@@ -96,9 +96,9 @@ def test_conversations_outlive_a_reload_are_listed_and_leave_as_training_data(wi
 
 def test_two_windows_at_once_have_a_conversation_each(person, server):
     first, second = open_window(person, server.url), open_window(person, server.url)
+    shorten_answers(second, 5)
     send(first, "Please write.")
     wait_for_words(first)
-    shorten_answers(second, 5)
     send(second, "Hi")
     finished(second)
     expect(answers(second)).to_have_count(1)

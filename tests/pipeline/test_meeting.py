@@ -125,6 +125,7 @@ def test_a_stranger_on_the_port_changes_nothing(nodes, monkeypatch):
 def test_a_node_that_was_restarted_while_it_waited_takes_its_own_place(nodes, monkeypatch):
     monkeypatch.setattr("tunestation.pipeline.run.run_child", here)
     first, second, third = nodes(3)
+    second[0].run(second[0].stages[0])  # before it is there twice
     with ThreadPoolExecutor() as pool:
         leader = pool.submit(meet, *first)
         twice = [pool.submit(meet, *second, None, 4.0) for _ in range(2)]

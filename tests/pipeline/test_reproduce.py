@@ -131,7 +131,7 @@ def test_a_missing_output_is_noticed(workspace, first):
 def test_changed_data_run_everything_that_follows_from_them_and_the_old_result_is_found_again(workspace, first):
     with edited(workspace.recipes / "rows.jsonl", lambda content: content.replace(b"What is 0 and 1?", b"How much is 0 and 1?")):
         assert would_run(workspace) == STAGES[1:]
-        assert "settings changed (parts:" in steps(workspace)["prepare"][1]
+        assert "settings changed (parts[0].files[0].sha256:" in steps(workspace)["prepare"][1]
     with edited(workspace.recipes / "questions.jsonl", lambda content: content + b"\n"):
         assert would_run(workspace) == ["evaluate"]
     assert would_run(workspace) == []
