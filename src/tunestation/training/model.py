@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
+from tunestation.errors import InputError, Problem
 from tunestation.models.experts import refuse_quantised
 from tunestation.models.four_bit import keep_weights_in_place
 from tunestation.settings import local_rank
@@ -40,11 +41,11 @@ def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> Pre
     """The model of `folder` in bfloat16, its linear layers in 4 bit if `quantise` ({type, double_quant}) is given.
 
     `sharded` (ZeRO-3) packs the 4-bit weights into bfloat16: it shards weights of one dtype only.
-    Raises InputError for a mixture of experts in 4 bit.
+    Raises InputError for a mixture of experts in 4 bit, and for weights that do not fill the architecture.
     """
     options: dict = {"dtype": torch.bfloat16, "local_files_only": True, "use_safetensors": True}
     if quantise is None:
-        return AutoModelForCausalLM.from_pretrained(folder, **options)
+        return _loaded(folder, options)
     refuse_quantised(folder)
     options["quantization_config"] = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -54,9 +55,26 @@ def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> Pre
         bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
     )
     place = None if sharded else {"": device()}  # transformers wants no map under ZeRO-3 and takes this process's device
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map=place, **options)
+    model = _loaded(folder, options | {"device_map": place})
     keep_weights_in_place(model)
     return model
+
+
+def _loaded(folder: Path, options: dict) -> PreTrainedModel:
+    """transformers would fill what is missing with random numbers, and only warn."""
+    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    shapes = sorted(f"{name} {list(stored)} instead of {list(wanted)}" for name, stored, wanted in found["mismatched_keys"])
+    other = {name for name, _, _ in found["mismatched_keys"]}
+    wrong = {"lacks weights": sorted(set(found["missing_keys"]) - other), "has weights of another shape than config.json says": shapes}
+    problems = [_misfit(folder, what, names) for what, names in wrong.items() if names]
+    if problems:
+        raise InputError(problems=problems)
+    return model
+
+
+def _misfit(folder: Path, what: str, names: list[str]) -> Problem:
+    few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return Problem(f"{what}: {few}.", str(folder), "Fetch it again, or copy all files of one revision.")
 
 
 def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Module:
