@@ -14,8 +14,14 @@ from small_vocabularies import SYMBOLS, train_sentencepiece
 from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tunestation.pipeline.digest import file_digest
+from tunestation.errors import TunestationError
+from tunestation.fetching.conversion import converted
+from tunestation.fetching.manifest import FetchedModel
+from tunestation.models.folder import model_files
+from tunestation.models.native.convert import convert
+from tunestation.pipeline.digest import Digests, file_digest
 from tunestation.pipeline.files import read_json, write_json
+from tunestation.pipeline.volumes import Volumes
 
 LOCAL = {"kind": "folder", "ref": "models:mine"}
 
@@ -201,3 +207,19 @@ def test_an_interrupted_conversion_is_taken_up_again(station):
     assert outcome["code"] == 0, outcome
     assert station.manifest()["model"]["ref"].startswith("models:converted/")
     assert not list(station.root.glob("models/converted/*.partial"))
+
+
+def test_a_source_that_changes_while_it_is_converted_is_not_published_under_its_old_digests(tmp_path, monkeypatch):
+    folder, digests = internlm2_folder(tmp_path / "models"), Digests(tmp_path / "cache")
+    files = {path.name: digests.of(path) for path in model_files(folder)}
+    volumes = Volumes(tmp_path / "models", tmp_path, tmp_path, tmp_path / "cache")
+
+    def disturbed(source: Path, *others: object) -> dict[str, str]:
+        written = convert(source, *others)
+        os.utime(source / "model.safetensors", ns=(1, 1))
+        return written
+
+    monkeypatch.setattr("tunestation.models.native.convert.convert", disturbed)
+    with pytest.raises(TunestationError, match="changed while it was converted"):
+        converted(FetchedModel("models:original", None, None, files), volumes, digests)
+    assert not [path for path in (tmp_path / "models/converted").iterdir() if path.suffix != ".lock"]

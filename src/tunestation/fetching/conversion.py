@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+from tunestation.errors import TunestationError
 from tunestation.fetching.manifest import FetchedModel
 from tunestation.fetching.place import Place, alone, check_space, writing
 from tunestation.fetching.progress import amount
@@ -47,6 +49,15 @@ def _make(folder: Path, place: Place, model: FetchedModel, family: str) -> dict[
     there = sum(path.stat().st_size for path in place.partial.glob("*")) if place.partial.is_dir() else 0
     check_space(model.name, size - there, place)
     print(f"converting {model.name} ({family}), {amount(size)}, into safetensors that load without code: {place.final}", flush=True)
+    before = _stamps(folder)
     written = convert(folder, place.partial, model.files, model.name)
+    if _stamps(folder) != before:
+        shutil.rmtree(place.partial)
+        raise TunestationError("changed while it was converted.", str(folder), "Let nothing write to it, and run again.")
     place.partial.rename(place.final)
     return written
+
+
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file; not `ctime`, which links from the result change."""
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in model_files(folder)]

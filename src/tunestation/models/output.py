@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 import torch
 
+from tunestation.errors import TunestationError
+
 BLOCK = 16 * 2**20
 """Bytes that are hashed, and written, at once; whole pages, as writing past the cache wants."""
 BLOCKS = 4
@@ -39,12 +41,12 @@ class Span:
         return content
 
     def into(self, room: memoryview, begin: int) -> None:
-        """Fill `room` with the bytes from `begin` on, once: the page cache forgets them. Raises OSError if the file became shorter."""
+        """Fill `room` with the bytes from `begin` on, which the page cache forgets. Raises TunestationError if the file is shorter now."""
         file, place, end = self.file.fileno(), self.offset + begin, self.offset + begin + len(room)
         while room:
             count = os.preadv(file, [room], place)
             if not count:
-                raise OSError(errno.EIO, "became shorter while it was read", self.file.name)
+                raise TunestationError("became shorter while it was read.", self.file.name, "Let nothing write to it, and run again.")
             room, place = room[count:], place + count
         os.posix_fadvise(file, self.offset + begin, end - self.offset - begin, os.POSIX_FADV_DONTNEED)
 
