@@ -161,6 +161,15 @@ def test_an_interrupted_merge_goes_on_from_its_complete_files_only_if_it_is_the_
     assert "going on: 1 weight files are complete" in capsys.readouterr().out
     assert weights.stat().st_mtime_ns == written
     assert not (tmp_path / "out" / "begun.json").exists()
+    converted = tmp_path / "converted"
+    shutil.copytree(station.make("convert"), converted)
+    with pytest.raises(OSError, match="tokenizer"):
+        run(*job_of(station, tmp_path / "out", prepare=tmp_path))
+    (converted / "adapter_config.json").write_text((converted / "adapter_config.json").read_text() + " ")
+    capsys.readouterr()
+    run(*job_of(station, tmp_path / "out", convert=converted))
+    assert "going on" not in capsys.readouterr().out
+    written = weights.stat().st_mtime_ns
     (tmp_path / "out" / "begun.json").write_text("{}")
     run(*job_of(station, tmp_path / "out"))
     assert "going on" not in capsys.readouterr().out

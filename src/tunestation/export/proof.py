@@ -160,7 +160,7 @@ def judge(proof: Proof, max_kl: float, dtype: str) -> None:
         near = f"KL {proof.base.kl:.2g} from the base, {proof.tuned.kl:.2g} from what was trained"
         what = f"the merged model is still the untuned base ({near}): the merge, or the training, changed nothing that is left."
         raise TunestationError(what, remedy=_finer(dtype, "Train longer or with a higher train.learning_rate."))
-    if proof.tuned.kl > max_kl:
+    if not proof.tuned.kl <= max_kl:  # a comparison with nan is false
         what = f"the merged model is not what was trained: KL {proof.tuned.kl:.4g} from base + adapter, at most {max_kl:g} is allowed."
         raise TunestationError(what, remedy=_finer(dtype, "Raise export.max_kl to accept it."))
 

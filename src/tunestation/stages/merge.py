@@ -137,9 +137,10 @@ def _plan(made_of: Ingredients, params: dict) -> tuple[merging.Plan, bool]:
 def _complete(folder: Path, source: Shards, tied: bool) -> None:
     """A weight that is not there would be filled with random numbers by whoever loads the folder."""
     from tunestation.export.streamed import empty_model
+    from tunestation.models.experts import as_parameters
 
     wanted = set(empty_model(folder).state_dict()) - ({HEAD} if tied else set())
-    missing = sorted(wanted.difference(source.names))
+    missing = sorted(wanted.difference(as_parameters(dict.fromkeys(source.names))))
     if missing:
         raise TunestationError(f"{len(missing)} weights are missing, first {missing[0]}.", str(folder), "Train again with --force.")
 
@@ -157,7 +158,8 @@ def _roundings(made_of: Ingredients, params: dict, *wanted: str) -> dict[str, me
 
 def _go_on(made_of: Ingredients, params: dict, job: Job) -> None:
     """Keep the complete shards of an interrupted run if they were made of the same; else begin anew."""
-    tuned = {path.name: file_digest(path) for path in sorted(made_of.tuned.iterdir()) if path.name == WEIGHTS or is_weight(path.name)}
+    files = [path for path in sorted(made_of.tuned.iterdir()) if path.name in (CONFIG, WEIGHTS) or is_weight(path.name)]
+    tuned = {path.name: file_digest(path) for path in files}
     now = {"tuned": tuned, "base": made_of.model.files if made_of.model else {}, "params": params}
     begun = job.output / BEGUN
     if begun.is_file() and read_json(begun) == now:
