@@ -91,7 +91,7 @@ def _adapter(work: Work) -> Iterator[Problem]:
         return
     for name, value in found.items():
         if (said := getattr(work.recipe.train.lora, name)) != value:
-            what = f"is {said:g}, but that of {work.recipe.model.adapter} is {value:g}."
+            what = f"is {said:g}, but that of {work.recipe.model.adapter} is {value}."
             yield _problem(work, ("train", "lora", name), what, "Set it to the same.")
 
 

@@ -56,6 +56,12 @@ def test_another_rank_or_alpha_than_the_adapter_s_is_told_with_its_line(bench, a
     ]
 
 
+def test_an_alpha_that_is_no_number_is_told(bench, adapter):
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": "x"}), encoding="utf-8")
+    (problem,) = told(bench)
+    assert problem == "small.yaml:14: train.lora.alpha is 16, but that of adapters/coach is x. Set it to the same."
+
+
 @pytest.mark.parametrize("text", ['{"peft_type": "IA3", "r": 1, "lora_alpha": 1}', "[]", "not JSON"])
 def test_what_is_no_lora_adapter_is_told(bench, adapter, text):
     (adapter / "adapter_config.json").write_text(text, encoding="utf-8")

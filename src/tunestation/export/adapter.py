@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from tunestation.models.shards import Piece, Shards
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The two weights that llama-like models tie: a head that is not in the files is the embedding."""
 GPT_EMBEDDING = "transformer.wte.weight"
 """What StarCoder's architecture calls its embedding."""
-"""The two weights that llama-like models tie: a head that is not in the files is the embedding."""
 KINDS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
@@ -33,8 +33,21 @@ KINDS = {
     "token_adapter.trainable_tokens_delta": "rows",
 }
 """End of a tensor's name -> its part in the change. Anything else takes the place of a whole weight (`modules_to_save`, biases)."""
-UNSUPPORTED = ("fan_in_fan_out", "lora_bias", "layer_replication", "target_parameters", "use_qalora", "use_bdlora", "arrow_config")
+UNSUPPORTED = (
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "kasa_config",
+    "monteclora_config",
+)
 """Options of peft that change more than W + scale x B A."""
+STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Kinds of `init_lora_weights` with which peft changes the weights of the base before training: the adapter is for those, not for ours."""
 REMEDY = "Convert again from the checkpoint (--force), or use the base that the adapter was trained on."
 
 
@@ -54,14 +67,10 @@ class Adapter:
     """An adapter folder: its configuration and tensors, sorted by the weight of the base that each changes."""
 
     def __init__(self, folder: Path):
-        """Raises TunestationError for an adapter with options that a merge cannot express."""
+        """Raises TunestationError for what is no LoRA adapter, and for options that a merge cannot express."""
         self.folder = folder
-        self.config: LoraConfig = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        self.config = _config_of(folder)
         self.tensors = Shards(folder / WEIGHTS)
-        used = [name for name in UNSUPPORTED if getattr(self.config, name, None)]
-        if used:
-            what = f"the adapter uses {', '.join(used)}, which cannot be merged into plain weights."
-            raise TunestationError(what, str(folder), "Serve it as base + adapter with peft.")
         self.changes: dict[str, Change] = {}
         for name in self.tensors.names:
             target, part = split_name(name)
@@ -74,11 +83,12 @@ class Adapter:
         if down:
             alphas = self.config.alpha_pattern
             alpha = alphas.get(get_pattern_key(alphas.keys(), module), self.config.lora_alpha)
-            rank = self.tensors.meta(down).shape[0]
+            rank = max([1, *self.tensors.meta(down).shape[:1]])  # `check` refuses a rank of 0
             change.scale = alpha / (rank**0.5 if self.config.use_rslora else rank)
         if "rows" in change.parts:
             indices = self.config.trainable_token_indices
-            change.rows = indices if isinstance(indices, list) else next(ids for name, ids in indices.items() if module.endswith(name))
+            named = indices if isinstance(indices, dict) else {"": indices or []}
+            change.rows = next((ids for name, ids in named.items() if module.endswith(name)), [])
 
     def expected(self, weights: Iterable[str], matrices: set[str]) -> list[str]:
         """Those of `weights` (`<module>.weight`) that the configuration adapts, if they are `matrices`, or trains whole."""
@@ -86,6 +96,29 @@ class Adapter:
         modules = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
         adapted = [name for name in modules if f"{name}.weight" in matrices and check_target_module_exists(self.config, name)]
         return [*adapted, *(name for name in modules if whole and name.endswith(whole))]
+
+
+def _config_of(folder: Path) -> LoraConfig:
+    remedy = "Name the folder of a LoRA adapter that peft wrote."
+    try:
+        config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TunestationError(f"{CONFIG} cannot be read: {str(error).splitlines()[0]}", str(folder), remedy) from None
+    if not isinstance(config, LoraConfig):
+        raise TunestationError(f"{CONFIG} describes {config.peft_type.value}, which is no LoRA adapter.", str(folder), remedy)
+    if not config.target_modules:
+        raise TunestationError(f"{CONFIG} names no target_modules: nobody can tell whether the adapter is whole.", str(folder), remedy)
+    used = [name for name in UNSUPPORTED if getattr(config, name, None)]
+    used += [f"init_lora_weights '{start}'" for start in STARTS if str(config.init_lora_weights).startswith(start)]
+    if used:
+        what = f"the adapter uses {', '.join(used)}, which cannot be merged into plain weights."
+        raise TunestationError(what, str(folder), "Serve it as base + adapter with peft.")
+    return config
+
+
+def embedding_of(names: Container[str]) -> str:
+    """What a model with these weights calls its embedding."""
+    return GPT_EMBEDDING if GPT_EMBEDDING in names else EMBEDDING
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -121,14 +154,22 @@ def _misfits(adapter: Adapter, base: Shards, known: set[str], target: str, chang
     where = str(adapter.folder)
     if target not in known:
         return [Problem(f"{target.removesuffix('.weight')} is adapted, but the base has no such module.", where, REMEDY)]
-    wanted = tuple(base.meta(target if target in base.names else EMBEDDING).shape)
+    wanted = tuple(base.meta(target if target in base.names else embedding_of(base.names)).shape)
     found, lacking = _shape(adapter, change)
     if lacking:
         return [Problem(f"{target.removesuffix('.weight')}: {lacking} is missing.", where, REMEDY)]
-    if found != wanted[-len(found) :]:
+    if "rows" in change.parts and not _names_every_row(adapter, change, wanted[0]):
+        what = f"{target}: trainable_token_indices in {CONFIG} do not name a token of {wanted[0]} for each of its trained rows."
+        return [Problem(what, where, REMEDY)]
+    if found != (wanted[1:] if "rows" in change.parts else wanted):
         what = f"{target}: the adapter was made for {list(found)}, but the base has {list(wanted)}."
         return [Problem(what, where, REMEDY)]
     return []
+
+
+def _names_every_row(adapter: Adapter, change: Change, vocabulary: int) -> bool:
+    count = len(adapter.tensors.meta(change.parts["rows"]))
+    return len(change.rows) == count and all(0 <= token < vocabulary for token in change.rows)
 
 
 def _shape(adapter: Adapter, change: Change) -> tuple[tuple[int, ...], str]:
@@ -145,8 +186,14 @@ def _shape(adapter: Adapter, change: Change) -> tuple[tuple[int, ...], str]:
     if lacking:
         return (), lacking
     down, up = shapes[f"{embedding}A"], shapes[f"{embedding}B"]
+    if len(down) != 2 or len(up) != 2 or not down[0]:
+        return (), "a pair of matrices of rank 1 or more"
     if up[1] != down[0]:
         return (), f"a lora_B of rank {down[0]}"
+    if "magnitude" in parts and not adapter.config.use_dora:
+        return (), f"use_dora in {CONFIG}"
+    if shapes.get("magnitude", up[:1]) != up[:1]:
+        return (), f"a lora_magnitude_vector of {up[0]} numbers"
     return ((down[1], up[0]) if embedding else (up[0], down[1])), ""
 
 

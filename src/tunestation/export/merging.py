@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tunestation.errors import TunestationError
-from tunestation.export.adapter import EMBEDDING, GPT_EMBEDDING, HEAD, Adapter, Change, check, merged, pieces
+from tunestation.export.adapter import HEAD, Adapter, Change, check, embedding_of, merged, pieces
 from tunestation.fetching.progress import amount
 from tunestation.models.shards import Piece, Planned, Shards, write_shards
 
@@ -39,7 +39,7 @@ class Plan:
     def map(self) -> dict[str, Callable[[], torch.Tensor]]:
         """Name -> how to make the tensor; a tied head is under its own name too."""
         made = {tensor.name: tensor.load for tensor in self.tensors}
-        return made | ({HEAD: made.get(EMBEDDING) or made[GPT_EMBEDDING]} if self.tied else {})
+        return made | ({HEAD: made[embedding_of(made)]} if self.tied else {})
 
 
 def plan(base: Shards, adapter: Adapter | None, tied: bool, dtype: torch.dtype, rounding: Rounding = as_stored) -> Plan:
@@ -54,8 +54,8 @@ def plan(base: Shards, adapter: Adapter | None, tied: bool, dtype: torch.dtype, 
     check(adapter, base, tied)
     changes = dict(adapter.changes)
     names = {name: name for name in base.names}
-    if tied and not _changed_together(adapter):
-        names[HEAD], tied = EMBEDDING, False
+    if tied and not _changed_together(adapter, embedding_of(base)):
+        names[HEAD], tied = embedding_of(base), False
     tensors = [_planned(base, name, source, changes.get(name), adapter, dtype, rounding) for name, source in names.items()]
 
     def release() -> None:
@@ -65,8 +65,8 @@ def plan(base: Shards, adapter: Adapter | None, tied: bool, dtype: torch.dtype, 
     return Plan(tuple(tensors), release, tuple(name for name in names if name in changes), tied)
 
 
-def _changed_together(adapter: Adapter) -> bool:
-    embedding, head = adapter.changes.get(EMBEDDING), adapter.changes.get(HEAD)
+def _changed_together(adapter: Adapter, embedding_name: str) -> bool:
+    embedding, head = adapter.changes.get(embedding_name), adapter.changes.get(HEAD)
     if adapter.config.ensure_weight_tying or (embedding and "rows" in embedding.parts and not head):
         return True
     return embedding is None and head is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tunestation.export.adapter import EMBEDDING, HEAD, Adapter
+from tunestation.export.adapter import HEAD, Adapter, embedding_of
 
 
 def describe(adapter: Adapter) -> dict:
@@ -22,7 +22,7 @@ def describe(adapter: Adapter) -> dict:
         "asked_for_in_vain": _in_vain(adapter, low_rank),
         "norms": any("norm" in target for target in adapter.changes),
         "head": HEAD in adapter.changes,
-        "embedding": EMBEDDING in adapter.changes,
+        "embedding": embedding_of(adapter.changes) in adapter.changes,
     }
 
 

@@ -15,7 +15,8 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
-from tunestation.export.adapter import EMBEDDING, GPT_EMBEDDING, HEAD, Adapter, split_name
+from tunestation.errors import TunestationError
+from tunestation.export.adapter import HEAD, Adapter, embedding_of, split_name
 from tunestation.export.merging import Rounding, as_stored
 from tunestation.models.experts import as_parameters
 from tunestation.models.shards import Shards
@@ -59,8 +60,8 @@ def stored(shards: Shards, rounding: Rounding = as_stored) -> Source:
         return lambda: rounding(name, shards.read(name))
 
     makers = as_parameters({name: maker(name) for name in shards.names})
-    embedding = next((name for name in (EMBEDDING, GPT_EMBEDDING) if name in makers), None)
-    return Source({HEAD: makers[embedding]} | makers if embedding else makers, shards.release)
+    embedding = embedding_of(makers)
+    return Source({HEAD: makers[embedding]} | makers if embedding in makers else makers, shards.release)
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
@@ -72,8 +73,15 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
 
 def streamed(folder: Path, source: Source, device: torch.device) -> torch.nn.Module:
-    """The model of `folder` with weights from `source`, one decoder layer at a time on `device`."""
+    """The model of `folder` with weights from `source`, one decoder layer at a time on `device`.
+
+    Raises TunestationError for an architecture whose parameters have other names than the weights in its files.
+    """
     model = empty_model(folder)
+    unknown = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in source.makers]
+    if unknown:
+        what = f"{len(unknown)} weights of this {model.config.model_type} are not found under their names, first {unknown[0]}."
+        raise TunestationError(what, str(folder), "The proof cannot run this architecture: choose a model of another.")
     weights = Weights(source.makers, source.release)
     attach_align_device_hook(model, device, offload=True, weights_map=weights, preload_module_classes=model._no_split_modules)
     return model
@@ -107,7 +115,7 @@ def _maker(name: str, base: Source, adapter: Adapter) -> Maker:
         return partial(adapter.tensors.read, change.parts[part])
     if part == "whole":
         return base.makers[target]
-    twin = adapter.changes[EMBEDDING]  # a head trained together with the embedding has no tensors of its own
+    twin = adapter.changes[embedding_of(adapter.changes)]  # a head trained together with the embedding has no tensors of its own
     if part == "rows":
         return partial(adapter.tensors.read, twin.parts["rows"])
     other = twin.parts["embedding_B" if part == "A" else "embedding_A"]

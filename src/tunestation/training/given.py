@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tunestation.errors import InputError, Problem, TunestationError
-from tunestation.export.adapter import CONFIG, HEAD, WEIGHTS, Adapter, check
+from tunestation.export.adapter import CONFIG, HEAD, REMEDY, WEIGHTS, Adapter, check
 from tunestation.models.shards import Shards
 from tunestation.pipeline.files import read_json
 from tunestation.pipeline.job import Result
@@ -21,8 +21,12 @@ def refuse_misfit(adapter: Path, base: Path) -> None:
     try:
         check(Adapter(adapter), weights, tied)
     except TunestationError as error:
-        found = [Problem(problem.what, str(adapter), "Name the model that it was trained on.") for problem in error.problems]
+        found = [_told(problem, adapter) for problem in error.problems]
         raise InputError(problems=found) from None
+
+
+def _told(problem: Problem, adapter: Path) -> Problem:
+    return Problem(problem.what, str(adapter), problem.remedy.replace(REMEDY, "Name the model that it was trained on."))
 
 
 def as_it_is(adapter: Path, folder: Path) -> Result:
