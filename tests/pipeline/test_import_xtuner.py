@@ -4,13 +4,14 @@ import json
 import shutil
 import sys
 import types
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_export_merging import KINDS, load, logits, make_adapter, make_base
+from test_export_merging import FIRST, KINDS, load, logits, make_adapter, make_base
 from zero_shards import write_zero
 
 from tunestation.errors import InputError
@@ -136,6 +137,13 @@ WRONG = {
     "no numbers": ({"llm.x.lora_A.weight": torch.tensor([float("nan")])}, CONFIG, "1 of 1 weights are not finite, first x.lora_A.weight"),
     "no weights": (None, CONFIG, "is no checkpoint of XTuner: it has no state_dict"),
     "no alpha": ({}, "lora = None", "does not say which lora_alpha it had.*--alpha 16"),
+    "half of every pair": ({f"llm.{FIRST}.lora_B.weight": torch.ones(32, 4)}, CONFIG, "holds no lora_A"),
+    "numbers as names": ({1: torch.ones(2)}, CONFIG, "is no checkpoint of XTuner: it has no state_dict"),
+    "rank 0": (
+        {f"llm.{FIRST}.lora_A.weight": torch.ones(0, 32), f"llm.{FIRST}.lora_B.weight": torch.ones(32, 0)},
+        CONFIG,
+        "q_proj: a pair of matrices of rank 1 or more is missing. Give the model that it was trained on",
+    ),
     "two alphas": ({}, CONFIG + "lora_alpha = 32", "sets lora_alpha to 8 and 32"),
 }
 
@@ -154,6 +162,42 @@ def test_a_file_that_was_cut_or_never_written_by_torch_is_refused(pair, tmp_path
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match=r"is not a whole file of torch\.save"):
         import_adapter(path, pair[0], "base", tmp_path / "out", None)
+
+
+def test_a_damaged_byte_is_a_problem_in_words_if_it_is_one(pair, tmp_path):
+    path = write_pth(tmp_path / "iter_1.pth", stored(pair[1]))
+    whole = path.read_bytes()
+    for place in range(0, 4000, 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with suppress(InputError):
+            xtuner.read(path)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_alpha_that_is_none_is_refused(pair, tmp_path, alpha):
+    path = write_pth(tmp_path / "iter_1.pth", stored(pair[1]))
+    with pytest.raises(InputError, match=r"--alpha: is .*, but alpha is above 0"):
+        import_adapter(path, pair[0], "base", tmp_path / "out", alpha)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["rsLoRA", "DoRA", "an adapted embedding"])
+def test_other_kinds_of_lora_answer_as_before(pair, tmp_path, kind):
+    adapter = make_adapter(pair[0], tmp_path / "adapter", **KINDS[kind])
+    config = CONFIG.replace("r=4", "r=4, use_rslora=True") if kind == "rsLoRA" else CONFIG
+    import_adapter(write_pth(tmp_path / "iter_1.pth", stored(adapter), config), pair[0], "base", tmp_path / "out", None)
+    wanted = logits(PeftModel.from_pretrained(load(pair[0]), adapter).eval())
+    found = logits(PeftModel.from_pretrained(load(pair[0]), tmp_path / "out").eval())
+    assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("states", [{}, [1], {"optimizer_state_dict": {}}])
+@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"])
+def test_states_of_another_program_are_refused(pair, tmp_path, name, states):
+    write_zero(tmp_path / "iter_1.pth", stored(pair[1]), 2, 2)
+    torch.save(states, tmp_path / "iter_1.pth" / name)
+    with pytest.raises(InputError, match="holds other states than DeepSpeed writes"):
+        xtuner.read(tmp_path / "iter_1.pth")
 
 
 def test_an_adapter_of_another_model_is_refused(pair, tmp_path):

@@ -55,6 +55,8 @@ def load(path: Path) -> dict:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except UnpicklingError as error:
             raise InputError(f"is a pickle that does more than store weights: {str(error).splitlines()[0]}", str(path), remedy) from None
-        except (OSError, ValueError, RuntimeError, EOFError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # where bytes differ, the unpickler may fail in any way
             what = f"is not a whole file of torch.save: {(str(error) or 'it ends too early').splitlines()[0]}"
             raise InputError(what, str(path), "Copy it again.") from None

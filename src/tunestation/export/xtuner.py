@@ -5,6 +5,7 @@ Needs neither the weights of the base nor a GPU: only the base's config.json.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from tunestation.errors import InputError, Problem, TunestationError
 from tunestation.export import pickles, zero
-from tunestation.export.adapter import CONFIG, PREFIX, WEIGHTS, Adapter, check, file_name
+from tunestation.export.adapter import CONFIG, PREFIX, REMEDY, WEIGHTS, Adapter, check, file_name
 from tunestation.export.report import describe
 from tunestation.models.limits import RECORD
 from tunestation.models.native.lora import carry_over
@@ -27,6 +28,10 @@ from tunestation.pipeline.files import read_json, write_json
 
 ALPHA = re.compile(r"""lora_alpha['"]?\s*[:=]\s*(\d+(?:\.\d+)?)""")
 """Where XTuner's configuration, which every checkpoint carries as text, sets alpha."""
+RSLORA = re.compile(r"""use_rslora['"]?\s*[:=]\s*True""")
+"""Where it says that alpha is divided by the root of the rank."""
+DOWN = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?A(?:\.|$)")
+"""The first matrix of a module's pair: as long as the rank."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def read(path: Path) -> Checkpoint:
         states, weights = zero.model_states(folder), zero.read(folder)
     elif path.is_file():
         states = pickles.load(path)
-        if not isinstance(states, Mapping) or not isinstance(states.get("state_dict"), Mapping):
+        if not isinstance(states, Mapping) or not _named_by_texts(states.get("state_dict")):
             raise InputError("is no checkpoint of XTuner: it has no state_dict.", str(path), "Give iter_N.pth or epoch_N.pth.")
         tensors = {name: weight for name, weight in states["state_dict"].items() if isinstance(weight, torch.Tensor)}
         weights = [Planned(name, tensor.to("meta"), partial(_same, tensor)) for name, tensor in tensors.items()]
@@ -62,6 +67,10 @@ def read(path: Path) -> Checkpoint:
         raise InputError("there is no such file or folder.", str(path), "Give iter_N.pth or epoch_N.pth of a work_dirs folder.")
     meta = states.get("meta")
     return Checkpoint(_named(weights, path), str(meta.get("cfg", "")) if isinstance(meta, Mapping) else "")
+
+
+def _named_by_texts(state_dict: object) -> bool:
+    return isinstance(state_dict, Mapping) and bool(state_dict) and all(isinstance(name, str) for name in state_dict)
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
@@ -82,6 +91,8 @@ def _adapter_tensors(found: Checkpoint, path: Path) -> dict[str, torch.Tensor]:
     bad = [name for name, weight in named.items() if not weight.isfinite().all()]
     if bad:
         raise InputError(f"{len(bad)} of {len(named)} weights are not finite, first {bad[0]}.", str(path), "Use an earlier checkpoint.")
+    if not any(map(DOWN.match, named)):
+        raise InputError("holds no lora_A.", str(path), "Copy it again, or use an earlier checkpoint.")
     return named
 
 
@@ -102,7 +113,7 @@ def import_adapter(found: Checkpoint, path: Path, model: Path, name: str, output
         folder = Path(scratch) / output.name
         folder.mkdir()
         save_file({key: tensors[key].bfloat16().contiguous() for key in sorted(tensors)}, folder / WEIGHTS, metadata={"format": "pt"})
-        write_json(folder / CONFIG, _config(tensors, alpha or _alpha(found.config, path), name))
+        write_json(folder / CONFIG, _config(tensors, _alpha(found.config, path, alpha), bool(RSLORA.search(found.config)), name))
         adapter = Adapter(folder)
         if record.is_file() or not family:
             _fits(adapter, model, path)
@@ -112,7 +123,11 @@ def import_adapter(found: Checkpoint, path: Path, model: Path, name: str, output
     return report
 
 
-def _alpha(config: str, path: Path) -> float:
+def _alpha(config: str, path: Path, given: float | None) -> float:
+    if given is not None:
+        if not 0 < given < math.inf:
+            raise InputError(f"is {given:g}, but alpha is above 0.", "--alpha", "Give that of the training; 16 is XTuner's default.")
+        return given
     values = sorted({float(value) for value in ALPHA.findall(config)})
     if len(values) == 1:
         return values[0]
@@ -120,9 +135,10 @@ def _alpha(config: str, path: Path) -> float:
     raise InputError(f"the configuration in this checkpoint {said}.", str(path), "Give it: --alpha 16 is XTuner's default.")
 
 
-def _config(tensors: dict[str, torch.Tensor], alpha: float, name: str) -> dict:
+def _config(tensors: dict[str, torch.Tensor], alpha: float, rslora: bool, name: str) -> dict:
     """adapter_config.json; ranks that differ from the usual one are named module by module."""
-    ranks = {key.removeprefix(PREFIX).partition(".lora_A")[0]: len(tensor) for key, tensor in tensors.items() if ".lora_A." in key}
+    ranks = {match["module"]: len(tensor) for key, tensor in tensors.items() if (match := DOWN.match(key))}
+    kinds = {"use_rslora": rslora, "use_dora": any("lora_magnitude_vector" in key for key in tensors)}
     usual = max(sorted(set(ranks.values())), key=list(ranks.values()).count)
     whole = {key.removeprefix(PREFIX).rpartition(".")[0] for key in tensors if ".lora_" not in key}
     return {
@@ -137,6 +153,7 @@ def _config(tensors: dict[str, torch.Tensor], alpha: float, name: str) -> dict:
         "bias": "none",
         "target_modules": sorted({module.rpartition(".")[2] for module in ranks}),
         "modules_to_save": sorted({module.rpartition(".")[2] for module in whole}) or None,
+        **{kind: True for kind, used in kinds.items() if used},
     }
 
 
@@ -157,5 +174,6 @@ def _fits(adapter: Adapter, model: Path, path: Path) -> None:
     try:
         check(adapter, _Skeleton(model), tied=False)
     except TunestationError as error:
-        found = [Problem(problem.what, str(path), "Give the model that it was trained on.") for problem in error.problems]
+        fitting = "Give the model that it was trained on."
+        found = [Problem(problem.what, str(path), problem.remedy.replace(REMEDY, fitting)) for problem in error.problems]
         raise InputError(problems=found) from None

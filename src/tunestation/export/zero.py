@@ -38,7 +38,15 @@ def model_states(folder: Path) -> dict:
 
 
 def read(folder: Path) -> list[Planned]:
-    """Every weight that learned, in float32, loaded when its turn comes. Raises InputError when shards are missing or too short."""
+    """Every weight that learned, in float32, loaded when its turn comes. Raises InputError for shards missing, short or strange."""
+    try:
+        return _weights(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"holds other states than DeepSpeed writes ({type(error).__name__}: {error})."
+        raise InputError(what, str(folder), "Copy the whole folder again, from training with ZeRO-1, 2 or 3.") from None
+
+
+def _weights(folder: Path) -> list[Planned]:
     states = model_states(folder)
     shards = [pickles.load(path)["optimizer_state_dict"] for path in _optimizer_files(folder)]
     if not shards:  # stage 0 shards nothing
