@@ -56,6 +56,13 @@ def test_a_source_that_became_shorter_and_a_full_disk_are_errors_and_not_a_short
         write_file(tmp_path / "made", [torch.ones(100_000, dtype=torch.uint8)], hashed=True)
 
 
+def test_a_write_that_is_invalid_through_the_cache_too_is_an_error_and_not_tried_for_ever(tmp_path, monkeypatch):
+    errors = iter([OSError(errno.EINVAL, "Invalid argument")] * 2)
+    monkeypatch.setattr(output.os, "write", lambda file, block: (_ for _ in ()).throw(next(errors)))
+    with pytest.raises(OSError, match="Invalid argument"):
+        write_file(tmp_path / "made", [torch.ones(10, dtype=torch.uint8)], hashed=False)
+
+
 def test_rows_of_a_transposed_matrix_in_a_pickle_are_rows_of_what_it_says(tmp_path):
     matrix = torch.arange(12, dtype=torch.float32).reshape(3, 4).T
     torch.save({"w": matrix, "whole": torch.arange(6)[2:5]}, tmp_path / "pytorch_model.bin")

@@ -106,7 +106,7 @@ def _write(file: int, block: memoryview) -> None:
         try:
             block = block[os.write(file, block) :]
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
                 raise
             _pass_cache(file, False)  # the end of a file is no whole page
 
