@@ -81,6 +81,21 @@ def test_a_browser_finds_its_own_conversations_newest_first_and_no_other_s(tmp_p
     assert [one.id for one in shelf.all(browser)] == [second.id]
 
 
+def test_a_conversation_that_two_windows_go_on_with_becomes_two(tmp_path):
+    shelf, browser, first = Shelf(tmp_path), new_id(), talk()
+    shelf.save(browser, first)
+    here, there = shelf.get(browser, first.id), shelf.get(browser, first.id)
+    for question in ("here", "again"):
+        here.turns.append(Turn(question, "Yes."))
+        shelf.save(browser, here)
+    there.turns.append(Turn("there", "Yes."))
+    shelf.save(browser, there)
+    assert [one.turns[-1].question for one in shelf.all(browser)] == ["there", "again"]
+    there.turns.clear()
+    shelf.save(browser, there)
+    assert shelf.all(browser) == [here]
+
+
 @pytest.mark.parametrize("name", ["../../etc", "", "A" * 32, "0" * 31])
 def test_names_that_come_from_a_browser_never_leave_the_folder(tmp_path, name):
     shelf = Shelf(tmp_path / "kept")
@@ -102,3 +117,19 @@ def test_votes_are_appended_with_both_answers_and_counted(tmp_path):
     row = json.loads((tmp_path / "votes.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert [message["content"] for message in row["messages"]] == ["Be kind.", "Hi", "Hello.", "And\n你?"]
     assert (row["tuned"], row["base"], row["better"]) == ("Well.", "Better.", "tuned")
+
+
+def test_a_vote_on_a_text_with_any_line_separator_is_one_vote(tmp_path):
+    votes = Votes(tmp_path / "votes.jsonl")
+    votes.add(Talk(turns=[Turn("a\u2028b\x85c\r\nd\x0be", "Yes.", "No.", better="tuned")]), 0)
+    assert votes.count() == {"tuned": 1, "same": 0, "base": 0}
+
+
+def test_a_vote_that_was_cut_off_spoils_neither_the_count_nor_the_next_vote(tmp_path):
+    votes, one = Votes(tmp_path / "votes.jsonl"), Talk(turns=[Turn("你好", "Yes.", "No.", better="tuned")])
+    votes.add(one, 0)
+    line = (tmp_path / "votes.jsonl").read_bytes()
+    for cut in range(1, len(line)):
+        (tmp_path / "votes.jsonl").write_bytes(line + line[:cut])
+        votes.add(one, 0)
+        assert votes.count()["tuned"] == 2 + (cut == len(line) - 1)

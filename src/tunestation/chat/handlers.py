@@ -15,7 +15,7 @@ from tunestation.chat.answers import Busy, Ending, Request
 from tunestation.chat.engine import Engine
 from tunestation.chat.parts import Context, Parts, new_browser
 from tunestation.chat.streams import Asked, asking
-from tunestation.chat.talks import Shelf, Talk, Turn, Votes, Who, to_jsonl
+from tunestation.chat.talks import MOST, Shelf, Talk, Turn, Votes, Who, to_jsonl
 from tunestation.chat.words import WORDS, preferred
 from tunestation.errors import TunestationError
 
@@ -270,7 +270,7 @@ class Handlers:
         return {chat: _messages(at, who) for who, chat in self.parts.chats.items()} | {self.parts.votes: gr.Row(visible=undecided)}
 
     def _list(self, kept: dict) -> gr.Radio:
-        choices = [(talk.title, talk.id) for talk in self._shelf.all(kept["browser"])]
+        choices = [(talk.title, talk.id) for talk in self._shelf.all(kept["browser"])[:MOST]]
         current = kept["talk"] if any(kept["talk"] == known for _, known in choices) else None
         return gr.Radio(choices=choices, value=current)
 

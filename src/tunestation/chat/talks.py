@@ -17,7 +17,7 @@ from tunestation.pipeline.files import write_json
 Who = Literal["tuned", "base"]
 _ID = re.compile(r"[0-9a-f]{32}")
 MOST = 200
-"""Conversations of one browser that are listed; older ones stay on the disk."""
+"""Conversations of one browser that are listed; older ones are exported all the same."""
 
 
 def new_id() -> str:
@@ -82,9 +82,9 @@ class Shelf:
         self._folder = folder
 
     def all(self, browser: str) -> list[Talk]:
-        """The newest conversations of `browser`, newest first."""
+        """The conversations of `browser`, newest first."""
         files = (self._folder / browser).glob("*.json") if _ID.fullmatch(browser) else ()
-        return sorted(map(_read, files), key=lambda talk: talk.changed, reverse=True)[:MOST]
+        return sorted(map(_read, files), key=lambda talk: talk.changed, reverse=True)
 
     def get(self, browser: str, talk: str) -> Talk:
         """The conversation `talk` of `browser`; a new one if there is none."""
@@ -92,10 +92,12 @@ class Shelf:
         return _read(path) if path and path.is_file() else Talk()
 
     def save(self, browser: str, talk: Talk) -> None:
-        """Keep `talk`; one without turns goes away."""
-        path = self._path(browser, talk.id)
-        if path is None:
+        """Keep `talk`; one without turns goes away. It gets a new id if another window has changed this one since: both are kept."""
+        if self._path(browser, talk.id) is None:
             return
+        if self.get(browser, talk.id).changed not in (0.0, talk.changed):
+            talk.id = new_id()
+        path = self._path(browser, talk.id)
         talk.changed = time.time()
         path.parent.mkdir(parents=True, exist_ok=True)
         if talk.turns:
@@ -122,15 +124,24 @@ class Votes:
         self._writing = threading.Lock()
 
     def add(self, talk: Talk, index: int) -> None:
-        """Append the vote on turn `index`."""
+        """Append the vote on turn `index`, on a line of its own also after one that was cut off by a full disk or a power failure."""
         turn = talk.turns[index]
         question = [*talk.messages("tuned", index), {"role": "user", "content": turn.question}]
         vote = {"messages": question, "tuned": turn.tuned, "base": turn.base, "better": turn.better, "time": round(time.time())}
-        with self._writing, self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(vote, ensure_ascii=False)}\n")
+        with self._writing, self._path.open("a+b") as file:
+            file.seek(max(file.tell() - 1, 0))
+            begun = b"" if file.read() in (b"", b"\n") else b"\n"
+            file.write(begun + f"{json.dumps(vote, ensure_ascii=False)}\n".encode())
 
     def count(self) -> dict[str, int]:
-        """tuned, same, base -> votes."""
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        found = [json.loads(line)["better"] for line in lines]
+        """tuned, same, base -> votes. A line that was cut off is none."""
+        lines = self._path.read_bytes().split(b"\n") if self._path.is_file() else []  # splitlines would cut at U+2028 as well
+        found = list(map(_better, lines))
         return {better: found.count(better) for better in ("tuned", "same", "base")}
+
+
+def _better(line: bytes) -> str:
+    try:
+        return json.loads(line)["better"]
+    except ValueError:
+        return ""
