@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 from chatting import GREEDY, QUESTIONS, Served, ask, expected, idle
+from station import wait_until
 
 from tunestation.chat.api import build_api
 from tunestation.chat.engine import Engine
@@ -108,6 +109,9 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
         ({"temperature": -1}, "temperature: Input should be greater than or equal to 0"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: is not served here"),
         ({"n": 2}, "n: Input should be 1"),
+        ({"seed": 2**64}, "seed: Input should be less than 18446744073709551616"),
+        ({"seed": -(2**63) - 1}, "seed: Input should be greater than or equal to -9223372036854775808"),
+        ({"extra_body": {"repetition_penalty": 1e-300}}, "repetition_penalty: Input should be greater than or equal to 0.01"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
             "content.0.type: Input should be 'text'",
@@ -121,6 +125,33 @@ def test_what_is_not_served_is_refused_by_name(client, options, message):
             create(client, stream=stream, **options)
         assert message in raised.value.message
         assert raised.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"hot"', "[]", "-1"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty", "seed", "max_tokens"])
+def test_what_is_no_such_number_is_refused_by_name(served, name, value):
+    if (name, value) == ("seed", "-1"):
+        return
+    body = f'{{"model": "tiny", "messages": [{{"role": "user", "content": "Hi"}}], "{name}": {value}}}'
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize("name", ["content", "stop"])
+def test_half_a_character_is_refused_by_name(served, name):
+    body = {"model": "tiny", "messages": ask("Hi \ud83d" if name == "content" else "Hi"), "stop": "\ude00" if name == "stop" else None}
+    answer = httpx.post(
+        f"{served.url}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "application/json"}, trust_env=False
+    )
+    assert answer.status_code == 400
+    assert "is half of a surrogate pair" in answer.json()["error"]["message"]
+
+
+def test_the_smallest_and_largest_seeds_and_temperatures_are_answered(client, engine):
+    for seed in (-(2**63), 2**64 - 1):
+        assert create(client, seed=seed, temperature=1)
+    for settings in ({"temperature": 5e-324}, {"temperature": 1e-40}, {"temperature": 1, "top_p": 5e-324}, {"temperature": 1e-5}):
+        assert create(client, **settings).choices[0].message.content == expected(engine, "Hi")
 
 
 def test_a_conversation_longer_than_the_context_has_openai_s_code(client):
@@ -144,6 +175,20 @@ def test_an_answer_ends_when_its_client_leaves(endless):
     idle(endless.engine)
     with httpx.Client(trust_env=False) as client, client.stream(**post, json=body | {"stream": True}) as answer:
         assert next(answer.iter_text()).startswith("data: ")
+    idle(endless.engine)
+
+
+def test_a_question_whose_client_has_left_waits_no_longer(endless):
+    running = [create(endless.client(), stream=True, **NEVER_ENDS) for _ in range(2)]
+    for stream in running:
+        next(iter(stream))
+    for _ in range(2):
+        waiting = create(endless.client(), stream=True, **NEVER_ENDS)
+        wait_until(lambda: endless.engine.scheduler.load() == (2, 1))
+        waiting.close()
+        wait_until(lambda: endless.engine.scheduler.load() == (2, 0))
+    for stream in running:
+        stream.close()
     idle(endless.engine)
 
 
@@ -194,7 +239,13 @@ def test_with_a_password_every_path_of_the_api_wants_it_as_bearer_token(engine):
 
 def test_without_a_password_only_this_machine_s_own_names_are_answered(served):
     get = httpx.Client(base_url=served.url, trust_env=False).get
-    for host, status in (("127.0.0.1", 200), ("localhost:8000", 200), ("evil.example", 403), ("127.0.0.1.evil.example:80", 403)):
+    for host, status in (
+        ("127.0.0.1", 200),
+        ("localhost:8000", 200),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example:80", 403),
+        ("[", 403),
+    ):
         assert get("/v1/models", headers={"host": host}).status_code == status
 
 
@@ -209,3 +260,8 @@ def test_a_web_page_of_another_site_cannot_make_a_browser_ask(served):
 def test_a_body_beyond_all_measure_is_not_read(served):
     answer = httpx.post(f"{served.url}/v1/chat/completions", content=b" " * (9 * 2**20), trust_env=False)
     assert answer.status_code == 413
+
+
+def test_a_body_of_unknown_length_is_not_read(served):
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=iter([b"{}"]), trust_env=False)
+    assert (answer.status_code, "Content-Length" in answer.json()["error"]["message"]) == (411, True)

@@ -1,5 +1,6 @@
 """Answers drawn together: each is what it would be alone, and what goes wrong with one does not touch the others."""
 
+import asyncio
 import threading
 import weakref
 from queue import SimpleQueue
@@ -7,9 +8,11 @@ from queue import SimpleQueue
 import pytest
 import torch
 from chatting import GREEDY, QUESTIONS, ask, collect, expected
+from station import wait_until
 
 from tunestation.chat.answers import Busy, Ending, Request
 from tunestation.chat.engine import Engine
+from tunestation.chat.streams import asking
 from tunestation.chat.text import GrowingText
 from tunestation.recipe.schema import Generation
 
@@ -103,6 +106,33 @@ def test_more_questions_than_may_wait_are_refused_and_the_next_is_answered_once_
         answer.cancel()
     assert [whole(events)[1].reason for _, events in running] == ["cancelled"] * 3
     assert expected(own, "Hi")
+
+
+def test_who_leaves_while_the_question_is_tokenised_leaves_no_answer_running(own, monkeypatch):
+    tokenising, left, answers = threading.Event(), threading.Event(), []
+    submit = own.submit
+
+    def slow(*given):
+        tokenising.set()
+        assert left.wait(60)
+        answers.append(submit(*given))
+        return answers[-1]
+
+    async def leave():
+        async with asking(own, {"": Request(tuple(ask("Hi")), LONG)}):
+            pass
+
+    async def leaving():
+        task = asyncio.create_task(leave())
+        await asyncio.to_thread(tokenising.wait, 60)
+        task.cancel()
+        await asyncio.wait([task])
+        left.set()
+
+    monkeypatch.setattr(own, "submit", slow)
+    asyncio.run(leaving())
+    wait_until(lambda: answers)
+    wait_until(lambda: answers[0].cancelled)
 
 
 def test_a_cancelled_answer_keeps_what_was_said(engine):

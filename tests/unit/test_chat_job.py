@@ -59,6 +59,12 @@ def test_each_model_is_told_its_own_answers_and_the_other_s_where_it_was_not_ask
     assert [message["content"] for message in talk().messages("base", 3)] == ["Be kind.", "Hi", "Hey.", "And\n你?", "Better."]
 
 
+def test_a_turn_is_voted_on_once_and_only_with_two_answers():
+    turns = [Turn("Hi", "Hello.", "Hey."), Turn("Hi", "Hello.", "Hey.", better="same"), Turn("Hi", "Hello."), Turn("Hi")]
+    assert [Talk(turns=[turn]).undecided for turn in turns] == [True, False, False, False]
+    assert not Talk().undecided
+
+
 def test_exported_conversations_are_read_back_as_training_data_with_the_better_answers(tmp_path):
     file = tmp_path / "conversations.jsonl"
     file.write_text(to_jsonl([talk(), Talk(turns=[Turn("never answered")])]), encoding="utf-8")

@@ -38,13 +38,22 @@ class Guard:
         return await (refused or self._app)(scope, receive, _with_headers(send))
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
-        if not self._password and urlsplit(f"//{headers.get('host', '')}").hostname not in LOCAL:
+        if not self._password and _host(headers) not in LOCAL:
             return JSONResponse(error("This server answers to 127.0.0.1 and localhost alone; --public opens it."), 403)
         if self._password and path.startswith("/v1/") and not same(_bearer(headers), self._password):
             told = error("The API key is missing or wrong: send the password as bearer token.", code="invalid_api_key")
             return JSONResponse(told, 401, {"WWW-Authenticate": "Bearer"})
+        if "transfer-encoding" in headers:
+            return JSONResponse(error("A request must tell its length: send Content-Length."), 411)
         if int(headers.get("content-length", "0") or 0) > LARGEST_BODY:
             return JSONResponse(error(f"A request may have {LARGEST_BODY:,} bytes."), 413)
+        return None
+
+
+def _host(headers: Headers) -> str | None:
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname
+    except ValueError:  # an opening bracket alone
         return None
 
 

@@ -112,6 +112,8 @@ class Handlers:
     def vote(self, better: str, *values: object) -> Changes:
         """Keep which of two answers is better."""
         at = Context.of(values)
+        if not at.talk.undecided:  # a second click, or one after the next question
+            return gr.skip()
         at.talk.turns[-1].better = better
         self._votes.add(at.talk, len(at.talk.turns) - 1)
         self._shelf.save(at.kept["browser"], at.talk)
@@ -215,6 +217,8 @@ class Handlers:
         requests, notes = await asyncio.to_thread(self._requests, at)
         async with asking(self._engine, requests) as asked:
             window.asked = asked
+            if window.turned_to:  # while the question was tokenised: nothing has woken this one
+                return
             others = self._engine.scheduler.load()[1] - len(requests)
             status = at.words["waiting"].format(count=others) if others > 0 else ""
             yield self._busy(at) | {parts.status[who]: status for who in requests}
@@ -265,9 +269,8 @@ class Handlers:
         return self._opened(at._replace(talk=Talk(system=self._system)))
 
     def _shown(self, at: Context) -> Changes:
-        turns = at.talk.turns
-        undecided = at.compare and bool(turns) and bool(turns[-1].tuned and turns[-1].base and not turns[-1].better)
-        return {chat: _messages(at, who) for who, chat in self.parts.chats.items()} | {self.parts.votes: gr.Row(visible=undecided)}
+        votes = gr.Row(visible=at.compare and at.talk.undecided)
+        return {chat: _messages(at, who) for who, chat in self.parts.chats.items()} | {self.parts.votes: votes}
 
     def _list(self, kept: dict) -> gr.Radio:
         choices = [(talk.title, talk.id) for talk in self._shelf.all(kept["browser"])[:MOST]]

@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tunestation.chat.answers import Ending, Request
 from tunestation.recipe.schema import Generation
@@ -20,18 +20,31 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _sendable(text: str) -> str:
+    """Half of a surrogate pair is no character: JSON can name it, a tokenizer cannot read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair") from None
+    return text
+
+
+Content = Annotated[str, AfterValidator(_sendable)]
+Text = Annotated[Content, Field(min_length=1)]
+
+
 class TextPart(_Strict):
     """One part of a message; only texts can be read."""
 
     type: Literal["text"]
-    text: str
+    text: Content
 
 
 class ChatMessage(_Strict):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Content | list[TextPart]
     name: str | None = None
     type: Literal["text"] | None = None
     """No part of OpenAI's messages, but lm-evaluation-harness sends it."""
@@ -51,7 +64,7 @@ class StreamOptions(_Strict):
 class ChatRequest(_Strict):
     """The body of POST /v1/chat/completions. What is None takes the recipe's `chat.generation`."""
 
-    model: str
+    model: Content
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -60,9 +73,10 @@ class ChatRequest(_Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    seed: int | None = None
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    """What torch takes as a seed."""
+    stop: Text | list[Text] | None = None
     user: str | None = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None

@@ -10,6 +10,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from tunestation.recipe.schema import Generation
 
+COLDEST = 1e-5
+"""Temperatures below it take the likeliest token: logits divided by much less overflow, and one such row would fail the others' step."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -33,7 +36,7 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler], seen: Sequence[lis
     """The next token of each row of `logits` (rows, vocabulary), float32; `seen` are the ids so far, for the repetition penalty."""
     logits = _penalised(logits, samplers, seen)
     chosen = logits.argmax(dim=-1)
-    hot = [row for row, one in enumerate(samplers) if one.generation.temperature > 0]
+    hot = [row for row, one in enumerate(samplers) if one.generation.temperature >= COLDEST]
     if hot:
         chosen[hot] = _draw(logits[hot], [samplers[row] for row in hot])
     return chosen.tolist()

@@ -75,18 +75,17 @@ class Scheduler:
             answer.end("cancelled")
 
     def _admit(self) -> list[Answer]:
-        """The questions that are looked at next: in order, as many as have room and fit in one reading."""
+        """The questions that are looked at next: in order, as many as have room and fit in one reading. Cancelled ones wait no longer."""
+        for answer in [answer for answer in self._waiting if answer.cancelled]:
+            self._waiting.remove(answer)
+            answer.end("cancelled")
         new: list[Answer] = []
         width = 0
         while self._waiting and self.load()[0] + len(new) < self._parallel:
             width = max(width, len(self._waiting[0].ids))
             if new and width * (len(new) + 1) > PREFILL:
                 break
-            answer = self._waiting.popleft()
-            if answer.cancelled:
-                answer.end("cancelled")
-            else:
-                new.append(answer)
+            new.append(self._waiting.popleft())
         return new
 
     def _round(self, base: bool, new: Sequence[Answer]) -> None:

@@ -22,9 +22,17 @@ class Asked:
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     """Their events, mixed, each answer's in order."""
     answers: list[Answer] = field(default_factory=list)
+    cancelled: bool = False
+
+    def add(self, answer: Answer) -> None:
+        """Called in the thread that has tokenised the question: who asked may have left meanwhile."""
+        self.answers.append(answer)
+        if self.cancelled:
+            answer.cancel()
 
     def cancel(self) -> None:
         """End all of them at the next token; their Endings still come."""
+        self.cancelled = True
         for answer in self.answers:
             answer.cancel()
 
@@ -44,10 +52,14 @@ class Asked:
 async def asking(engine: Engine, requests: Mapping[Any, Request]) -> AsyncIterator[Asked]:
     """Begin an answer to each of `requests`. Leaving the context cancels what is not ended. Raises as Engine.submit does."""
     loop, asked = asyncio.get_running_loop(), Asked()
+
+    def begin(name: Any, request: Request) -> None:
+        asked.add(engine.submit(request, _sink(loop, asked.events, name)))
+
     try:
         for name, request in requests.items():
             # Tokenising a long conversation takes a while: not in the loop.
-            asked.answers.append(await asyncio.to_thread(engine.submit, request, _sink(loop, asked.events, name)))
+            await asyncio.to_thread(begin, name, request)
         yield asked
     finally:
         asked.cancel()

@@ -55,6 +55,12 @@ class Talk:
         """Its first question, on one line."""
         return " ".join(self.turns[0].question.split())[:60] if self.turns else ""
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the last turn has two answers and no vote."""
+        last = self.turns[-1] if self.turns else Turn("")
+        return bool(last.tuned and last.base and not last.better)
+
     def messages(self, who: Who, until: int | None = None) -> list[dict]:
         """What `who` sees of the first `until` turns. Questions without an answer are left out."""
         found = [{"role": "system", "content": self.system}] if self.system.strip() else []
