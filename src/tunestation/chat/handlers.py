@@ -135,6 +135,8 @@ class Handlers:
     def greet(self, request: gr.Request) -> Changes:
         """A window was opened: the page speaks the language of its browser."""
         language = preferred(request.headers.get("accept-language", ""))
+        if language == "en":  # as it is laid out: what is not told again cannot overtake what a person does first
+            return {self.parts.language: language, self.parts.count: self._tally(WORDS[language])}
         return self.translate(language) | {self.parts.language: language}
 
     def load(self, kept: dict | None, compare: bool, language: str) -> Changes:
