@@ -3,8 +3,11 @@
 import gguf
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny import make_tiny_model
 from transformers import AutoTokenizer
+
+from tunestation.export.gguf_file import write
 
 PROMPTS = ["What is 1 and 1?", "你叫什么名字？", "How many legs does a spider have?", "Write one  sentence,\n\nas you like: 12345."]
 
@@ -49,3 +52,12 @@ def test_llama_cpp_makes_the_same_number_of_tokens_of_every_chat(station, llama)
     for text in PROMPTS:
         answer = server.handle_chat_completions({"messages": [{"role": "user", "content": text}], "max_tokens": 1})
         assert answer["usage"]["prompt_tokens"] == len(ids_of(tokenizer, text)), text
+
+
+def test_frequencies_beside_the_weights_of_old_files_are_left_out(tmp_path, llama):
+    folder = make_tiny_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors") | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write(folder, tmp_path / "old.gguf", "f16", "old")
+    answer = serve(llama, tmp_path / "old.gguf").handle_completions({"prompt": "1 and 1", "n_predict": 3, "ignore_eos": True})
+    assert answer["usage"]["completion_tokens"] == 3

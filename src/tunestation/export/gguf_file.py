@@ -16,6 +16,7 @@ import torch
 
 from tunestation.errors import InputError, Problem
 from tunestation.export.gguf_vocabulary import begins_with_text, scores, way_of
+from tunestation.models.native.clean import BUFFERS
 from tunestation.models.shards import Shards
 from tunestation.pipeline.files import read_json
 
@@ -86,7 +87,8 @@ def write(folder: Path, path: Path, kind: str, name: str) -> None:
     _vocabulary(writer, folder, config["vocab_size"])
     shards = Shards(folder)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
-    for own in shards.names:
+    stored = [own for own in shards.names if not own.endswith(BUFFERS)]  # files of Llama 2 hold what is computed from config.json
+    for own in stored:
         meta = shards.meta(own)
         kept = _kind(meta, kind)
         shape, dtype = _layout(meta, kept)
@@ -98,7 +100,7 @@ def write(folder: Path, path: Path, kind: str, name: str) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for own in shards.names:
+    for own in stored:
         weight = _in_order(own, shards.read(own).float(), config) if arch == "llama" else shards.read(own).float()
         writer.write_tensor_data(_array(weight, _kind(weight, kind), own))
         shards.release()
