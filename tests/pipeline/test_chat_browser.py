@@ -45,6 +45,16 @@ def test_a_person_asks_and_is_answered_with_nothing_but_this_machine_involved(wi
     assert person.complaints == []
 
 
+def test_a_setting_holds_that_is_changed_as_soon_as_it_is_seen(person, server):
+    """However late the browser is with its frames."""
+    person.add_init_script("const frame = requestAnimationFrame; window.requestAnimationFrame = call => frame(() => setTimeout(call, 300))")
+    window = open_window(person, server.url)
+    shorten_answers(window, 5)
+    send(window, "Hi")
+    finished(window)
+    expect(status(window)).to_contain_text("5 tokens")
+
+
 def test_an_example_of_the_recipe_is_asked_with_one_click(window, alone):
     shorten_answers(window, 5)
     window.get_by_role("button", name=EXAMPLE).click()
@@ -215,6 +225,28 @@ def test_a_busy_model_is_told_and_the_question_can_be_asked_again(person, own):
     expect(questions(window)).to_have_text(re.compile("Are you there?"))
     finished(window)
     expect(answers(window)).to_have_count(1)
+
+
+@pytest.mark.parametrize("again", ["Retry", "Edit"])
+def test_an_answer_is_not_lost_to_one_that_does_not_come(person, own, again):
+    window = open_window(person, own.url)
+    shorten_answers(window, 5)
+    send(window, "Hi")
+    finished(window)
+    before = answers(window).inner_text()
+    stream = own.engine.stream(Request(tuple(ask("Hi")), Generation(temperature=0, max_new_tokens=8000)))
+    next(stream)
+    window.get_by_role("button", name=again).first.click()
+    if again == "Edit":
+        window.locator("#tuned textarea").fill("Are you there?")
+        window.get_by_role("button", name="Submit").first.click()
+    expect(window.get_by_text("Too many people are asking just now.")).to_be_visible()
+    stream.close()
+    expect(questions(window)).to_have_text(re.compile("Hi"))
+    expect(answers(window)).to_have_text(before)
+    expect(box(window)).to_have_value("Are you there?" if again == "Edit" else "")
+    window.reload()
+    expect(answers(window)).to_have_text(before)
 
 
 def test_a_failing_model_is_told_with_its_reason_and_the_page_goes_on(person, own, capsys):

@@ -94,6 +94,20 @@ def test_conversations_outlive_a_reload_are_listed_and_leave_as_training_data(wi
     assert all(row["messages"][1]["role"] == "assistant" for row in rows)
 
 
+def test_another_conversation_is_opened_with_the_keyboard(window):
+    shorten_answers(window, 5)
+    send(window, "Hi")
+    finished(window)
+    open_list(window)
+    window.get_by_role("button", name="New conversation").click()
+    expect(answers(window)).to_have_count(0)
+    send(window, "What is your name?")
+    finished(window)
+    window.locator("#talks input:checked").press("Tab")
+    window.keyboard.press("Space")
+    expect(window.locator("#tuned .message.user")).to_have_text(re.compile("Hi"))
+
+
 def test_two_windows_at_once_have_a_conversation_each(person, server):
     first, second = open_window(person, server.url), open_window(person, server.url)
     shorten_answers(second, 5)

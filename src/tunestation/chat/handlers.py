@@ -7,6 +7,7 @@ import html
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import gradio as gr
@@ -149,21 +150,8 @@ class Handlers:
 
     def translate(self, language: str) -> Changes:
         """Every text of the page in `language`."""
-        parts, words = self.parts, WORDS[language]
-        changes = {parts.vote_buttons[name]: gr.Button(words[f"better_{name}"]) for name in parts.vote_buttons}
-        for name, part in parts.settings.items():
-            changes[part] = type(part)(label=words[name], info=words[f"{name}_info"])
-        for who, chat in parts.chats.items():
-            changes[chat] = gr.Chatbot(label=words[who], placeholder=words["invitation"])
-        return changes | {
-            parts.compare: gr.Checkbox(label=words["compare"]),
-            parts.box: gr.Textbox(placeholder=words["message"]),
-            parts.talks: gr.Radio(label=words["conversations"]),
-            parts.new: gr.Button(words["new"]),
-            parts.export: gr.Button(words["export"]),
-            parts.settings_box: gr.Accordion(label=words["settings"]),
-            parts.count: self._tally(words),
-        }
+        words = WORDS[language]
+        return self.parts.translated(words) | {self.parts.count: self._tally(words)}
 
     # what comes of it
 
@@ -181,17 +169,19 @@ class Handlers:
             yield gr.skip()
             return
         window = self._windows[request.session_hash] = Window()
-        at.talk.turns[:] = turns
+        before, at.talk.turns[:] = deepcopy(at.talk.turns), turns
         try:
-            async for changes in self._answered(window, at):
+            async for changes in self._answered(window, at, before):
                 yield changes
             if window.turned_to:
                 yield window.turned_to()
         finally:
             del self._windows[request.session_hash]
 
-    async def _answered(self, window: Window, at: Context) -> AsyncIterator[Changes]:
+    async def _answered(self, window: Window, at: Context, before: list[Turn]) -> AsyncIterator[Changes]:
+        """With no answer at all the conversation is as it was `before`, so that no answer is lost to one that did not come."""
         turn, trouble = at.talk.turns[-1], ""
+        asked_before = [known.question for known in before[: len(at.talk.turns)]] == [known.question for known in at.talk.turns]
         turn.tuned = turn.base = turn.better = ""
         at.talk.system = at.system
         try:
@@ -207,12 +197,12 @@ class Handlers:
         finally:
             answered = bool(turn.answer("tuned"))
             if not answered:
-                at.talk.turns.remove(turn)
+                at.talk.turns[:] = before
             self._shelf.save(at.kept["browser"], at.talk)
         if trouble:
             # Not gr.Error, which covers the conversation with the word "Error".
             gr.Warning(html.escape(trouble), duration=None)
-        yield self._done(at, "" if answered else turn.question)
+        yield self._done(at, "" if answered or asked_before else turn.question)
 
     async def _growing(self, window: Window, at: Context) -> AsyncIterator[Changes]:
         turn, parts = at.talk.turns[-1], self.parts
@@ -258,7 +248,7 @@ class Handlers:
         return self._shown(at) | {self.parts.box: box, self.parts.votes: gr.Row(visible=False)}
 
     def _done(self, at: Context, message: str) -> Changes:
-        """The box takes the next message; one that was not answered is back in it."""
+        """The box takes the next message; one that was not answered, and stands nowhere else, is back in it."""
         kept = at.kept | {"talk": at.talk.id}
         box = gr.Textbox(message, interactive=True, submit_btn=True, stop_btn=False)
         return {**self._shown(at), self.parts.box: box, self.parts.talk: at.talk, self.parts.kept: kept, self.parts.talks: self._list(kept)}

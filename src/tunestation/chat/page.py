@@ -20,7 +20,7 @@ from tunestation.recipe.schema import Generation
 # Fonts of the system: the page must look right without a network, and show Chinese.
 _SANS = ("ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC", "monospace")
-_CSS = """
+_CSS = r"""
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container .main, .gradio-container .wrap { width: 100%; }
 .gradio-container main.contain { gap: 10px; padding-top: 8px; }
@@ -34,9 +34,13 @@ _CSS = """
 .status { text-align: right; opacity: 0.65; font-size: 0.8rem; }
 .status .html-container { padding: 0 4px; min-height: 1.4em; }
 #count { opacity: 0.65; font-size: 0.8rem; text-align: center; }
+#settings-button::after { content: "\25B8" / ""; padding-left: 6px; }
+.settings-open #settings-button::after { content: "\25BE" / ""; }
+body:not(.settings-open) #settings { display: none; }
 #talks .wrap { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
 #talks label { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-#talks label input { display: none; }
+#talks label input { position: absolute; opacity: 0; }
+#talks label:has(input:focus-visible), #settings-button:focus-visible { outline: 2px solid var(--color-accent); }
 #talks label.selected { border-color: var(--color-accent); font-weight: 600; }
 @media (max-width: 700px) {
     #conversations:has(#base) #tuned, #base { height: 38vh !important; }
@@ -49,6 +53,10 @@ _DOWNLOAD = """rows => {
     link.download = "conversations.jsonl";
     link.click();
     URL.revokeObjectURL(link.href);
+}"""
+_UNFOLD = """() => {
+    const open = document.body.classList.toggle("settings-open");
+    document.getElementById("settings-button").setAttribute("aria-expanded", open);
 }"""
 _STEPS = {"temperature": 0.01, "top_p": 0.01, "repetition_penalty": 0.01, "top_k": 1, "max_new_tokens": 1}
 
@@ -114,7 +122,9 @@ def _layout(engine: Engine, name: str, title: str, system: str, generation: Gene
         autofocus=True,
         elem_id="box",
     )
-    with gr.Accordion(ENGLISH["settings"], open=False) as settings_box:
+    # Not gr.Accordion: it gives its parts their first values once more, a frame after it has shown them for the first time.
+    settings_button = gr.Button(ENGLISH["settings"], size="sm", elem_id="settings-button")
+    with gr.Group(elem_id="settings"):
         settings = _settings(engine, system, generation)
     return Parts(
         talk=gr.State(Talk()),
@@ -132,7 +142,7 @@ def _layout(engine: Engine, name: str, title: str, system: str, generation: Gene
         vote_buttons=vote_buttons,
         new=new,
         export=export,
-        settings_box=settings_box,
+        settings_button=settings_button,
         settings=settings,
     )
 
@@ -175,7 +185,7 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
     every = [
         *(parts.talk, parts.kept, parts.language, parts.compare, parts.box, *parts.chats.values(), *parts.status.values()),
         *(parts.base_column, parts.votes, parts.count, parts.talks, parts.rows, *parts.vote_buttons.values(), parts.new, parts.export),
-        *(parts.settings_box, *parts.settings.values()),
+        *(parts.settings_button, *parts.settings.values()),
     ]
 
     def on(event: Callable, handler: Callable, *inputs: gr.Component, **options: object) -> gr.events.Dependency:
@@ -196,6 +206,7 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
     for better, button in parts.vote_buttons.items():
         on(button.click, partial(handlers.vote, better))
     on(parts.export.click, handlers.export).then(None, parts.rows, None, js=_DOWNLOAD)
+    parts.settings_button.click(None, None, None, js=_UNFOLD)
     parts.language.input(handlers.translate, parts.language, every, show_progress="hidden", api_visibility="private")
     opened = page.load(handlers.greet, None, every, show_progress="hidden", api_visibility="private")
     opened.then(handlers.load, [parts.kept, parts.compare, parts.language], every, show_progress="hidden", api_visibility="private")

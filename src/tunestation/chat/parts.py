@@ -33,9 +33,25 @@ class Parts:
     vote_buttons: dict[str, gr.Button]
     new: gr.Button
     export: gr.Button
-    settings_box: gr.Accordion
+    settings_button: gr.Button
     settings: dict[str, gr.Component] = field(default_factory=dict)
     """system, then the fields of Generation."""
+
+    def translated(self, words: dict[str, str]) -> dict:
+        """Every text that stands on the page from the start, in another language; by component, for a handler to return."""
+        changes = {button: gr.Button(words[f"better_{name}"]) for name, button in self.vote_buttons.items()}
+        for name, part in self.settings.items():
+            changes[part] = type(part)(label=words[name], info=words[f"{name}_info"])
+        for who, chat in self.chats.items():
+            changes[chat] = gr.Chatbot(label=words[who], placeholder=words["invitation"])
+        return changes | {
+            self.compare: gr.Checkbox(label=words["compare"]),
+            self.box: gr.Textbox(placeholder=words["message"]),
+            self.talks: gr.Radio(label=words["conversations"]),
+            self.new: gr.Button(words["new"]),
+            self.export: gr.Button(words["export"]),
+            self.settings_button: gr.Button(words["settings"]),
+        }
 
 
 def new_browser() -> dict:
