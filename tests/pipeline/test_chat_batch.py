@@ -8,7 +8,7 @@ from queue import SimpleQueue
 import pytest
 import torch
 from chatting import GREEDY, QUESTIONS, ask, collect, expected
-from station import wait_until
+from station import PATIENCE, wait_until
 
 from tunestation.chat.answers import Busy, Ending, Request
 from tunestation.chat.engine import Engine
@@ -19,15 +19,20 @@ from tunestation.recipe.schema import Generation
 LONG = Generation(temperature=0, max_new_tokens=200)
 
 
-def begin(engine, text, generation=GREEDY, **request):
-    """(answer, its events)"""
+def begin(engine, text, generation=GREEDY, held=None, **request):
+    """(answer, its events); with `held`, an Event, the model stands still after each piece until that is set."""
     events = SimpleQueue()
-    return engine.submit(Request(tuple(ask(text)), generation, **request), events.put), events
+
+    def sink(event):
+        events.put(event)
+        assert held is None or held.wait(PATIENCE)
+
+    return engine.submit(Request(tuple(ask(text)), generation, **request), sink), events
 
 
 def whole(events):
     pieces = []
-    while isinstance(event := events.get(timeout=60), str):
+    while isinstance(event := events.get(timeout=PATIENCE), str):
         pieces.append(event)
     return "".join(pieces), event
 
@@ -99,13 +104,27 @@ def test_text_that_ends_within_a_character_is_handed_out_in_the_end(engine):
 
 
 def test_more_questions_than_may_wait_are_refused_and_the_next_is_answered_once_there_is_room(own):
-    running = [begin(own, "Hi", LONG) for _ in range(3)]
+    held = threading.Event()
+    running = [begin(own, "Hi", LONG, held) for _ in range(3)]
     with pytest.raises(Busy, match=r"questions are waiting already\. Try again in a moment"):
         begin(own, "Hi", LONG)
     for answer, _ in running:
         answer.cancel()
+    held.set()
     assert [whole(events)[1].reason for _, events in running] == ["cancelled"] * 3
     assert expected(own, "Hi")
+
+
+def test_a_question_that_waits_no_longer_has_its_place_before_the_model_has_read_it(own):
+    held, loads = threading.Event(), []
+    _, first = begin(own, "Hi", GREEDY, held)
+    first.get(timeout=PATIENCE)
+    _, second = begin(own, "Hi")
+    own.model.register_forward_pre_hook(lambda *_: loads.append(own.scheduler.load()))
+    held.set()
+    for events in (first, second):
+        whole(events)
+    assert loads[0] == (2, 0)  # the next token of the first, while the second is to be read after it
 
 
 def test_who_leaves_while_the_question_is_tokenised_leaves_no_answer_running(own, monkeypatch):
@@ -114,7 +133,7 @@ def test_who_leaves_while_the_question_is_tokenised_leaves_no_answer_running(own
 
     def slow(*given):
         tokenising.set()
-        assert left.wait(60)
+        assert left.wait(PATIENCE)
         answers.append(submit(*given))
         return answers[-1]
 
@@ -124,7 +143,7 @@ def test_who_leaves_while_the_question_is_tokenised_leaves_no_answer_running(own
 
     async def leaving():
         task = asyncio.create_task(leave())
-        await asyncio.to_thread(tokenising.wait, 60)
+        await asyncio.to_thread(tokenising.wait, PATIENCE)
         task.cancel()
         await asyncio.wait([task])
         left.set()
@@ -136,9 +155,11 @@ def test_who_leaves_while_the_question_is_tokenised_leaves_no_answer_running(own
 
 
 def test_a_cancelled_answer_keeps_what_was_said(engine):
-    answer, events = begin(engine, "Hi", LONG)
-    first = events.get(timeout=60)
+    held = threading.Event()
+    answer, events = begin(engine, "Hi", LONG, held)
+    first = events.get(timeout=PATIENCE)
     answer.cancel()
+    held.set()
     rest, ending = whole(events)
     assert (ending.reason, expected(engine, "Hi", tokens=200).startswith(first + rest)) == ("cancelled", True)
     assert ending.completion_tokens < 200
@@ -197,7 +218,7 @@ def test_an_error_of_the_model_ends_its_answers_in_words_and_the_engine_still_an
 def test_closing_ends_every_answer(pair):
     engine = Engine(pair)
     _, events = begin(engine, "Hi", LONG)
-    events.get(timeout=60)
+    events.get(timeout=PATIENCE)
     engine.close()
     assert isinstance(whole(events)[1], Ending)
     assert not [thread for thread in threading.enumerate() if thread is engine.scheduler._thread]

@@ -32,6 +32,8 @@ class Scheduler:
         self._stop, self._variant, self._parallel, self._limit = stop, variant, parallel, parallel + waiting
         self._batches = {base: Batch(model) for base in (False, True)}
         self._running: dict[bool, list[Answer]] = {False: [], True: []}
+        self._admitted: list[Answer] = []
+        """Those that the model looks at, from the moment on at which they wait no longer; ended ones may be among them."""
         self._waiting: deque[Answer] = deque()
         self._changed = threading.Condition()
         self.failure: str | None = None
@@ -58,7 +60,8 @@ class Scheduler:
 
     def load(self) -> tuple[int, int]:
         """(answers being drawn, questions waiting)."""
-        return sum(map(len, self._running.values())), len(self._waiting)
+        with self._changed:
+            return sum(not answer.ended for answer in self._admitted), len(self._waiting)
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -86,6 +89,7 @@ class Scheduler:
             if new and width * (len(new) + 1) > PREFILL:
                 break
             new.append(self._waiting.popleft())
+        self._admitted = [answer for answer in self._admitted if not answer.ended] + new
         return new
 
     def _round(self, base: bool, new: Sequence[Answer]) -> None:
@@ -130,6 +134,7 @@ class Scheduler:
         remedy = "Start a new conversation, or ask for a shorter answer."
         longest.end("failed", TunestationError(f"Memory ran out after {len(longest.ids):,} tokens.", remedy=remedy))
         with self._changed:
+            self._admitted = [answer for answer in self._admitted if answer not in answers]
             self._waiting.extendleft(answer for answer in reversed(answers) if answer is not longest)
 
 
