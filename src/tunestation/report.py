@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sys
@@ -85,7 +86,7 @@ class Progress:
         self.begin(0)
         self.live = sys.stdout.isatty()
         self.every = 0.1 if self.live else every_seconds
-        self.shown = 0.0
+        self.shown = -math.inf  # the clock may have begun with this machine, a moment ago
 
     def begin(self, done: int) -> None:
         """From now on it goes on; `done` were done before, and say nothing of how long the rest will take."""

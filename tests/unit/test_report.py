@@ -80,6 +80,12 @@ def test_progress_tells_no_more_than_now_and_then_but_always_the_end(capsys):
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/1000", "1000/1000"]
 
 
+def test_the_first_progress_is_told_also_on_a_machine_that_has_just_started(capsys, monkeypatch):
+    monkeypatch.setattr("tunestation.report.time.monotonic", lambda: 1.0)
+    Progress(1000, every_seconds=60).show(1, "")
+    assert capsys.readouterr().out.split()[1] == "1/1000"
+
+
 def test_what_is_left_after_a_resume_is_reckoned_from_the_steps_done_since(capsys, monkeypatch):
     clock = iter([0.0, 100.0, 120.0])  # made; training begins, after loading; ten steps later
     monkeypatch.setattr("tunestation.report.time.monotonic", lambda: next(clock))
