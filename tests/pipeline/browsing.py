@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-from chatting import expected
+from chatting import UNHURRIED, expected
 from playwright.sync_api import expect
 from station import PATIENCE, wait_until
 
@@ -69,7 +69,7 @@ def wait_for_words(window):
 
 
 def wait_until_idle(server):
-    wait_until(lambda: not httpx.get(f"{server.url}/health", trust_env=False).json()["running"])
+    wait_until(lambda: not httpx.get(f"{server.url}/health", **UNHURRIED).json()["running"])
 
 
 def change(window, **settings):

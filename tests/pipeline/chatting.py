@@ -26,6 +26,8 @@ from tunestation.chat.weights import Weights
 from tunestation.data.probe import probe
 from tunestation.recipe.schema import Generation
 
+UNHURRIED = {"trust_env": False, "timeout": PATIENCE}
+"""How httpx asks a server of this machine: it waits as long as a slow machine takes."""
 GREEDY = Generation(temperature=0, max_new_tokens=20)
 QUESTIONS = ["Hi", "What is your name?", "天空为什么是蓝色的？", "Please write one short sentence about the weather of today, and more."]
 
@@ -77,14 +79,15 @@ class Served:
     def __init__(self, app):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error", ws="none", timeout_graceful_shutdown=1))
+        quiet = {"log_level": "error", "ws": "none", "timeout_graceful_shutdown": 1, "timeout_keep_alive": PATIENCE}
+        self._server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, **quiet))
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
 
     def client(self, key="none"):
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, http_client=httpx.Client(trust_env=False))
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, http_client=httpx.Client(**UNHURRIED))
 
     def close(self):
         self._server.should_exit = True

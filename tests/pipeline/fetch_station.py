@@ -85,7 +85,6 @@ class Station:
             capture_output=True,
             text=True,
             preexec_fn=limit,
-            timeout=60,
         )
         name = "error.json" if done.returncode else "result.json"
         return json.loads((folder / name).read_text()) | {"code": done.returncode, "said": done.stdout}

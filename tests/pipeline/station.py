@@ -10,6 +10,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import socket
@@ -34,10 +35,11 @@ from tunestation.pipeline.job import Job
 from tunestation.pipeline.shelf import Shelf
 from tunestation.pipeline.stage import Stage, keys
 from tunestation.pipeline.workers import Workers
+from tunestation.training import checkpoints
 from tunestation.work import Work, open_recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
-PATIENCE = 120
+PATIENCE = 300
 """Seconds after which a process that should have ended is given up."""
 
 
@@ -143,8 +145,7 @@ class Station:
         """Train, and kill the training processes as soon as checkpoint `at` is there; returns the unfinished result."""
         self.make("prepare", *assignments, name=name)
         partial = self.partial("train", *assignments, name=name)
-        file = partial / "checkpoints" / at / "checkpoint.json"
-        with mock.patch.object(sys.modules[__name__], "watch", killer(file)), suppress(TunestationError):
+        with mock.patch.object(sys.modules[__name__], "fatal", partial / "checkpoints" / at), suppress(TunestationError):
             self.make("train", *assignments, name=name, processes=processes)
         assert partial.is_dir(), "it finished before it was killed"
         return partial
@@ -164,8 +165,8 @@ class Station:
         return shelf.logs(stage, key)
 
 
-def watch(_workers: list) -> None:
-    """Called with the running processes of a stage; tests that kill them put something else here."""
+fatal: Path | None = None
+"""The checkpoint after which training processes are killed."""
 
 
 def quick(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers) -> dict:
@@ -175,10 +176,13 @@ def quick(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers) -> 
     job.save(logs / "job.json")
     world = workers.processes if stage.distributed else 1
     port = free_port()
-    workers = [forks().Process(target=_work, args=(str(logs), rank, world, port)) for rank in range(world)]
+    workers = [forks().Process(target=_work, args=(str(logs), rank, world, port, fatal)) for rank in range(world)]
     for worker in workers:
         worker.start()
-    watch(workers)
+    if fatal:
+        wait_until((fatal / checkpoints.STAMP).exists, workers[0].is_alive)
+        for worker in workers:
+            worker.kill()
     for worker in workers:
         worker.join(PATIENCE)
         assert worker.exitcode is not None, (logs / "log.txt").read_text()
@@ -212,13 +216,26 @@ def history(trained: Path, name: str) -> dict[int, float]:
     return {entry["step"]: entry[name] for entry in logged if name in entry}
 
 
-def _work(logs: str, rank: int, world: int, port: int) -> None:
-    """What torch.distributed.run sets for each process, and then the stage."""
+def _work(logs: str, rank: int, world: int, port: int, last: Path | None) -> None:
+    """What torch.distributed.run sets for each process, and then the stage, which stands still once checkpoint `last` is there."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     said = os.open(f"{logs}/said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
+    if last:
+        checkpoints.seal = _standing_still(last, checkpoints.seal)
     sys.exit(child.main(Path(logs) / "job.json"))
+
+
+def _standing_still(last: Path, seal: Callable) -> Callable:
+    """`seal`, after which this process does nothing more: however late it is killed, there is no newer checkpoint."""
+
+    def sealed(*given: object) -> None:
+        seal(*given)
+        if last.is_dir():
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    return sealed
 
 
 @cache
@@ -239,14 +256,11 @@ def forks() -> multiprocessing.context.ForkServerContext:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(path: Path, alive: Callable[[], bool]) -> None:
-    """Until `path` exists; fails when the process that should make it has ended."""
-    wait_until(path.exists, alive)
+    """A port below those that the system gives to outgoing connections: none of them takes it before it is listened on."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 16_000)))
+            return probe.getsockname()[1]
 
 
 def wait_until(done: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
@@ -256,17 +270,6 @@ def wait_until(done: Callable[[], object], alive: Callable[[], bool] = lambda: T
         assert alive(), "the process ended before that"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-def killer(path: Path) -> Callable[[list], None]:
-    """Kills all workers as soon as `path` exists."""
-
-    def watch(workers: list) -> None:
-        wait_for(path, workers[0].is_alive)
-        for worker in workers:
-            os.kill(worker.pid, signal.SIGKILL)
-
-    return watch
 
 
 def worker_of(running: subprocess.Popen) -> psutil.Process:
@@ -288,7 +291,8 @@ def _words(process: psutil.Process) -> list[str]:
 def interrupt(station: Station, name: str, step: int, how: Callable[[subprocess.Popen], object]) -> tuple[int, str]:
     """`invoke train NAME` until the checkpoint of `step` is there, then how(its process); returns (exit code, what was printed)."""
     running = station.start("train", name)
-    wait_for(station.partial("train", name=name) / "checkpoints" / f"checkpoint-{step}" / "checkpoint.json", lambda: running.poll() is None)
+    checkpoint = station.partial("train", name=name) / "checkpoints" / f"checkpoint-{step}"
+    wait_until((checkpoint / checkpoints.STAMP).exists, lambda: running.poll() is None)
     how(running)
     said, _ = running.communicate(timeout=PATIENCE)
     return running.returncode, said

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import socket
 
 import httpx
 import openai
 import pytest
-from chatting import GREEDY, QUESTIONS, Served, ask, expected, idle
+from chatting import GREEDY, QUESTIONS, UNHURRIED, Served, ask, expected, idle
 from station import wait_until
 
 from tunestation.chat.api import build_api
@@ -90,9 +91,7 @@ def test_a_conversation_of_parts_and_developer_texts_is_the_conversation_of_plai
 
 def test_concurrent_requests_are_each_answered_as_if_alone(served, engine):
     async def everyone():
-        async with openai.AsyncOpenAI(
-            base_url=f"{served.url}/v1", api_key="none", http_client=httpx.AsyncClient(trust_env=False)
-        ) as client:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", http_client=httpx.AsyncClient(**UNHURRIED)) as client:
             return await asyncio.gather(*(create(client, question) for question in QUESTIONS * 10))
 
     answers = [answer.choices[0].message.content for answer in asyncio.run(everyone())]
@@ -133,7 +132,7 @@ def test_what_is_no_such_number_is_refused_by_name(served, name, value):
     if (name, value) == ("seed", "-1"):
         return
     body = f'{{"model": "tiny", "messages": [{{"role": "user", "content": "Hi"}}], "{name}": {value}}}'
-    answer = httpx.post(f"{served.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}, trust_env=False)
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}, **UNHURRIED)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
@@ -141,7 +140,7 @@ def test_what_is_no_such_number_is_refused_by_name(served, name, value):
 def test_half_a_character_is_refused_by_name(served, name):
     body = {"model": "tiny", "messages": ask("Hi \ud83d" if name == "content" else "Hi"), "stop": "\ude00" if name == "stop" else None}
     answer = httpx.post(
-        f"{served.url}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "application/json"}, trust_env=False
+        f"{served.url}/v1/chat/completions", content=json.dumps(body), headers={"content-type": "application/json"}, **UNHURRIED
     )
     assert answer.status_code == 400
     assert "is half of a surrogate pair" in answer.json()["error"]["message"]
@@ -164,17 +163,21 @@ def test_an_unknown_model_or_path_is_not_found(client, served):
     with pytest.raises(openai.NotFoundError, match="There is no model 'gpt' here, but: tiny, tiny-base") as raised:
         create(client, model="gpt")
     assert raised.value.code == "model_not_found"
-    assert httpx.get(f"{served.url}/v1/embeddings", trust_env=False).json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(f"{served.url}/v1/embeddings", **UNHURRIED).json()["error"]["type"] == "invalid_request_error"
 
 
 def test_an_answer_ends_when_its_client_leaves(endless):
-    post = {"method": "POST", "url": f"{endless.url}/v1/chat/completions"}
-    body = {"model": "tiny", "messages": ask("Hi"), **NEVER_ENDS}
-    with httpx.Client(trust_env=False, timeout=1) as client, pytest.raises(httpx.ReadTimeout):
-        client.request(**post, json=body)
+    body = json.dumps({"model": "tiny", "messages": ask("Hi"), **NEVER_ENDS}).encode()
+    host, port = endless.url.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(head.encode() + body)
+        wait_until(lambda: endless.engine.scheduler.load() == (1, 0))
     idle(endless.engine)
-    with httpx.Client(trust_env=False) as client, client.stream(**post, json=body | {"stream": True}) as answer:
-        assert next(answer.iter_text()).startswith("data: ")
+    with httpx.Client(**UNHURRIED) as client:
+        asked = {"content": body.replace(b"{", b'{"stream": true, ', 1), "headers": {"content-type": "application/json"}}
+        with client.stream("POST", f"{endless.url}/v1/chat/completions", **asked) as answer:
+            assert next(answer.iter_text()).startswith("data: ")
     idle(endless.engine)
 
 
@@ -199,8 +202,8 @@ def test_a_busy_server_says_so_and_tells_when_to_come_back(endless):
     with pytest.raises(openai.RateLimitError, match="questions are waiting already") as raised:
         create(endless.client())
     assert int(raised.value.response.headers["retry-after"]) > 0
-    health = httpx.get(f"{endless.url}/health", trust_env=False).json()
-    assert (health["status"], health["running"], health["waiting"]) == ("ok", 2, 1)
+    wanted = {"status": "ok", "running": 2, "waiting": 1}
+    wait_until(lambda: wanted.items() <= httpx.get(f"{endless.url}/health", **UNHURRIED).json().items())
     for stream in streams:
         stream.close()
     idle(endless.engine)
@@ -215,10 +218,10 @@ def test_a_failing_model_is_told_in_openai_s_shape_and_by_health(endless, capsys
         create(endless.client())
     with pytest.raises(openai.APIError, match="device-side assert"):
         list(create(endless.client(), stream=True))
-    assert httpx.get(f"{endless.url}/health", trust_env=False).status_code == 503
+    assert httpx.get(f"{endless.url}/health", **UNHURRIED).status_code == 503
     hook.remove()
     assert create(endless.client(), max_tokens=3)
-    assert httpx.get(f"{endless.url}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"{endless.url}/health", **UNHURRIED).status_code == 200
     capsys.readouterr()
 
 
@@ -232,13 +235,13 @@ def test_with_a_password_every_path_of_the_api_wants_it_as_bearer_token(engine):
             assert raised.value.code == "invalid_api_key"
             with pytest.raises(openai.AuthenticationError):
                 served.client(wrong).models.list()
-        assert httpx.get(f"{served.url}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"{served.url}/health", **UNHURRIED).status_code == 200
     finally:
         served.close()
 
 
 def test_without_a_password_only_this_machine_s_own_names_are_answered(served):
-    get = httpx.Client(base_url=served.url, trust_env=False).get
+    get = httpx.Client(base_url=served.url, **UNHURRIED).get
     for host, status in (
         ("127.0.0.1", 200),
         ("localhost:8000", 200),
@@ -252,16 +255,16 @@ def test_without_a_password_only_this_machine_s_own_names_are_answered(served):
 def test_a_web_page_of_another_site_cannot_make_a_browser_ask(served):
     simple = {"content-type": "text/plain", "origin": "https://evil.example"}
     body = json.dumps({"model": "tiny", "messages": ask("Hi")})
-    answer = httpx.post(f"{served.url}/v1/chat/completions", content=body, headers=simple, trust_env=False)
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=body, headers=simple, **UNHURRIED)
     assert answer.status_code == 400
     assert "access-control-allow-origin" not in answer.headers
 
 
 def test_a_body_beyond_all_measure_is_not_read(served):
-    answer = httpx.post(f"{served.url}/v1/chat/completions", content=b" " * (9 * 2**20), trust_env=False)
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=b" " * (9 * 2**20), **UNHURRIED)
     assert answer.status_code == 413
 
 
 def test_a_body_of_unknown_length_is_not_read(served):
-    answer = httpx.post(f"{served.url}/v1/chat/completions", content=iter([b"{}"]), trust_env=False)
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=iter([b"{}"]), **UNHURRIED)
     assert (answer.status_code, "Content-Length" in answer.json()["error"]["message"]) == (411, True)

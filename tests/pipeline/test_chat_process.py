@@ -11,14 +11,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from chatting import GREEDY, ask, expected, run, start, start_server
+from chatting import GREEDY, UNHURRIED, ask, expected, run, start, start_server
 from station import PATIENCE, children, free_port, wait_until
 
 from tunestation.chat.weights import Weights
 
 
 def get(url, **options):
-    return httpx.get(url, trust_env=False, **options)
+    return httpx.get(url, **UNHURRIED, **options)
 
 
 def test_ask_prints_one_answer_and_nothing_else(pair, tmp_path, engine):
@@ -82,7 +82,7 @@ def test_the_page_says_where_it_is_also_serves_the_api_and_ends_quietly_on_contr
     assert re.fullmatch(r"Loaded in [\d.]+ s: pair\d+/base, 0\.1 million parameters, float32 on CPU", loaded)
     assert ready == f"Chat with Career coach · 职场教练 at {process.url}  (Ctrl-C stops it)"
     body = {"model": "tiny", "messages": ask("Hi")}
-    answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, trust_env=False).json()
+    answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, **UNHURRIED).json()
     assert answer["choices"][0]["message"]["content"] == expected(engine, "Hi")
     assert process.end(signal.SIGINT) == 0
     assert process.complained() == ""
@@ -94,7 +94,7 @@ def test_the_page_gives_out_no_file_takes_none_and_loads_nothing_from_elsewhere(
     assert "default-src 'self'" in page.headers["content-security-policy"]
     for path in ("/etc/passwd", pair.probe, str(tmp_path)):
         assert get(f"{process.url}/gradio_api/file={path}").status_code == 403
-    upload = httpx.post(f"{process.url}/gradio_api/upload", files={"files": ("x.txt", b"x" * 100)}, trust_env=False)
+    upload = httpx.post(f"{process.url}/gradio_api/upload", files={"files": ("x.txt", b"x" * 100)}, **UNHURRIED)
     assert upload.status_code >= 400
     assert get(process.url, headers={"host": "evil.example"}).status_code == 403
     assert process.end() == 0
@@ -103,7 +103,7 @@ def test_the_page_gives_out_no_file_takes_none_and_loads_nothing_from_elsewhere(
 def test_a_public_page_prints_a_new_password_and_asks_for_it_everywhere(pair, tmp_path):
     process = start_server(tmp_path, weights=pair, public=True)
     password = re.search(r"as its key\): (\S{22})$", process.said(), re.MULTILINE)[1]
-    with httpx.Client(base_url=process.url, trust_env=False) as client:
+    with httpx.Client(base_url=process.url, **UNHURRIED) as client:
         assert client.get("/v1/models").status_code == 401
         assert client.get("/v1/models", headers={"authorization": f"Bearer {password}"}).status_code == 200
         assert client.get("/config").status_code == 401

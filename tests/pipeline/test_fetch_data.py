@@ -132,7 +132,7 @@ except TunestationError as error:
 
 def resolved(station: Station, *asked: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_ENDPOINT": station.hub.url, "HF_HOME": str(station.root), "NO_PROXY": "*"}
-    return subprocess.run([sys.executable, "-c", RESOLVE, *asked], check=False, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", RESOLVE, *asked], check=False, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])

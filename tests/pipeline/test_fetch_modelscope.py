@@ -44,7 +44,7 @@ def ask(hub: FakeHub, folder: Path, revision: str, kind: str = "dataset") -> sub
     home = {"MODELSCOPE_HOME": str(folder / "home"), "HOME": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     environment = {**os.environ, "MODELSCOPE_ENDPOINT": hub.url, "MODELSCOPE_API_TOKEN": "ms-test", **home}
     command = [sys.executable, "-c", ASK, kind, "owner/rows", revision, str(folder / "rows")]
-    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(INSTALLED, reason="the extra 'modelscope' is installed")

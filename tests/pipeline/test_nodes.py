@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from station import free_port, history, record, wait_for, weights, worker_of
+from station import PATIENCE, free_port, history, record, wait_until, weights, worker_of
 from test_distributed import pair
 
 from tunestation.pipeline.stage import keys
@@ -38,7 +38,7 @@ class Pair:
 
     def finish(self, running):
         """What both said; they must have ended well."""
-        said = [one.communicate(timeout=180)[0] for one in running]
+        said = [one.communicate(timeout=PATIENCE)[0] for one in running]
         for node, one in enumerate(running):
             assert one.returncode == 0, said[node]
             assert "Traceback" not in said[node]
@@ -56,9 +56,9 @@ def apart(station, one_node, tmp_path_factory):
     nodes = Pair(station, [tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")])
     running = nodes.start()
     saved = [folder / "checkpoints" / "checkpoint-4" / "checkpoint.json" for folder in nodes.trained(".partial")]
-    wait_for(saved[1], lambda: running[1].poll() is None)
+    wait_until(saved[1].exists, lambda: running[1].poll() is None)
     os.kill(worker_of(running[1]).pid, signal.SIGKILL)
-    nodes.lost = [one.communicate(timeout=180)[0] for one in running]
+    nodes.lost = [one.communicate(timeout=PATIENCE)[0] for one in running]
     assert [one.returncode for one in running] == [1, 1]
     nodes.said = nodes.finish(nodes.start())
     return nodes

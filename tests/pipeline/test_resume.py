@@ -8,7 +8,7 @@ import signal
 import psutil
 import pytest
 import torch
-from station import interrupt, last_checkpoint, recipe, record, sums, worker_of
+from station import PATIENCE, interrupt, last_checkpoint, recipe, record, sums, worker_of
 from transformers import TrainerState
 
 from tunestation.errors import TunestationError
@@ -45,7 +45,7 @@ def test_stopped_interrupted_and_killed_in_turn_it_still_ends_with_the_bytes_of_
     worker = []
     code, said = interrupt(station, "disturbed", 16, lambda running: (worker.append(worker_of(running)), running.kill()))
     assert code == -signal.SIGKILL
-    psutil.wait_procs(worker, timeout=10)
+    psutil.wait_procs(worker, timeout=PATIENCE)
     assert not worker[0].is_running(), "the training outlived its parent"
 
     assert sums(station.make("train", name="disturbed")) == sums(undisturbed)

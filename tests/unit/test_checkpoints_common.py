@@ -11,7 +11,7 @@ from tunestation.training.checkpoints import newest_common
 
 def agreed(nodes: list[set[int]]) -> list[int]:
     """What each node finds, all asking at the same time; `least` works as an all-reduce does, and waits for everyone."""
-    given_now, barrier = [0] * len(nodes), threading.Barrier(len(nodes), timeout=10)
+    given_now, barrier = [0] * len(nodes), threading.Barrier(len(nodes), timeout=300)
 
     def find(node: int) -> int:
         def least(number: int) -> int:
