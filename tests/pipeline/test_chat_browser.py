@@ -20,6 +20,7 @@ from browsing import (
     wait_for_words,
 )
 from chatting import Served, ask, idle
+from gradio.queueing import ProcessCompletedMessage, Queue
 from playwright.sync_api import expect
 
 from tunestation.chat.answers import Request
@@ -50,6 +51,7 @@ def test_a_setting_holds_that_is_changed_as_soon_as_it_is_seen(person, server):
     person.add_init_script("const frame = requestAnimationFrame; window.requestAnimationFrame = call => frame(() => setTimeout(call, 300))")
     window = open_window(person, server.url)
     shorten_answers(window, 5)
+    window.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     send(window, "Hi")
     finished(window)
     expect(status(window)).to_contain_text("5 tokens")
@@ -75,6 +77,18 @@ def test_stop_keeps_what_was_said_and_the_next_question_is_answered(window):
     finished(window)
     expect(answers(window)).to_have_count(2)
     assert answers(window).first.inner_text() == stopped
+
+
+def test_the_next_question_need_not_wait_until_the_browser_hears_of_the_end_of_an_answer(window, monkeypatch):
+    shorten_answers(window, 5)
+    told = Queue.send_message
+    monkeypatch.setattr(Queue, "send_message", lambda *message: isinstance(message[-1], ProcessCompletedMessage) or told(*message))
+    for question in ("Hi", "What is your name?", "Again"):
+        send(window, question)
+        finished(window)
+    window.get_by_role("button", name="Retry").click()
+    finished(window)
+    expect(answers(window)).to_have_count(3)
 
 
 def test_retry_answers_again_and_clear_starts_anew(window):

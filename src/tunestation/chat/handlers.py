@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gradio as gr
 
@@ -29,6 +29,9 @@ class Window:
     """A window of a browser for which an answer is being drawn."""
 
     asked: Asked | None = None
+    told: bool = False
+    """Whether its last words are on their way: the browser may ask again as soon as it has them, and so before this has ended."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     turned_to: Callable[[], Changes] | None = None
     """Shows what the person wants to see instead of the answer."""
 
@@ -165,9 +168,11 @@ class Handlers:
 
     async def _answer(self, request: gr.Request, at: Context, turns: list[Turn]) -> AsyncIterator[Changes]:
         """Answer the last of `turns`, which the conversation consists of from now on; one at a time in a window."""
-        if request.session_hash in self._windows:
-            yield gr.skip()
-            return
+        while busy := self._windows.get(request.session_hash):
+            if not busy.told:
+                yield gr.skip()
+                return
+            await busy.ended.wait()
         window = self._windows[request.session_hash] = Window()
         before, at.talk.turns[:] = deepcopy(at.talk.turns), turns
         try:
@@ -177,6 +182,7 @@ class Handlers:
                 yield window.turned_to()
         finally:
             del self._windows[request.session_hash]
+            window.ended.set()
 
     async def _answered(self, window: Window, at: Context, before: list[Turn]) -> AsyncIterator[Changes]:
         """With no answer at all the conversation is as it was `before`, so that no answer is lost to one that did not come."""
@@ -202,6 +208,7 @@ class Handlers:
         if trouble:
             # Not gr.Error, which covers the conversation with the word "Error".
             gr.Warning(html.escape(trouble), duration=None)
+        window.told = True
         yield self._done(at, "" if answered or asked_before else turn.question)
 
     async def _growing(self, window: Window, at: Context) -> AsyncIterator[Changes]:

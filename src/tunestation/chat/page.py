@@ -188,9 +188,10 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
         *(parts.settings_button, *parts.settings.values()),
     ]
 
-    def on(event: Callable, handler: Callable, *inputs: gr.Component, **options: object) -> gr.events.Dependency:
+    def on(event: Callable, handler: Callable, *inputs: gr.Component) -> gr.events.Dependency:
         given = [*inputs, *context]
-        return event(handler, given, every, show_progress="hidden", api_visibility="private", **options)
+        # By default the browser drops what is done again before it has heard of the end of the time before.
+        return event(handler, given, every, show_progress="hidden", api_visibility="private", trigger_mode="multiple")
 
     tuned, base = parts.chats["tuned"], parts.chats["base"]
     on(parts.box.submit, handlers.ask, parts.box)
@@ -207,7 +208,9 @@ def _connect(page: gr.Blocks, handlers: Handlers) -> None:
         on(button.click, partial(handlers.vote, better))
     on(parts.export.click, handlers.export).then(None, parts.rows, None, js=_DOWNLOAD)
     parts.settings_button.click(None, None, None, js=_UNFOLD)
-    parts.language.input(handlers.translate, parts.language, every, show_progress="hidden", api_visibility="private")
+    parts.language.input(
+        handlers.translate, parts.language, every, show_progress="hidden", api_visibility="private", trigger_mode="always_last"
+    )
     opened = page.load(handlers.greet, None, every, show_progress="hidden", api_visibility="private")
     opened.then(handlers.load, [parts.kept, parts.compare, parts.language], every, show_progress="hidden", api_visibility="private")
     page.unload(handlers.stop)
