@@ -161,6 +161,6 @@ def test_a_public_page_lets_in_who_knows_the_password_alone(chromium, endless_pa
         window.get_by_label("username").fill("anyone")
         window.get_by_label("password").fill(password)
         window.get_by_role("button", name="Login").click()
-        expect(seen).to_be_visible(timeout=20_000)
+        expect(seen).to_be_visible()
     context.close()
     assert server.end() == 0

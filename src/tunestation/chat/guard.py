@@ -29,12 +29,15 @@ class Guard:
 
     def __init__(self, app: ASGIApp, password: str | None):
         self._app, self._password = app, password
+        self._guesses = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         refused = self._refusal(scope["path"], Headers(scope=scope))
+        if refused and refused.status_code == 401:
+            await _delay(self._guesses)
         return await (refused or self._app)(scope, receive, _with_headers(send))
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
@@ -67,13 +70,20 @@ def same(given: str, password: str) -> bool:
     return hmac.compare_digest(given.encode(), password.encode())
 
 
+async def _delay(guesses: asyncio.Lock) -> None:
+    """A wrong password is told a second later, one after the other: so many a day can be guessed, however many ask at once."""
+    async with guesses:
+        await asyncio.sleep(1)
+
+
 def login(password: str):
-    """What the page asks about a user name and password; any name will do. A wrong one costs a second, against guessing."""
+    """What the page asks about a user name and password; any name will do."""
+    guesses = asyncio.Lock()
 
     async def allowed(_name: str, given: str) -> bool:
         right = same(given, password)
         if not right:
-            await asyncio.sleep(1)
+            await _delay(guesses)
         return right
 
     return allowed

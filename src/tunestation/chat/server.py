@@ -33,6 +33,11 @@ def check_port(host: str, port: int) -> None:
 def choose_password() -> tuple[str, bool]:
     """(password, whether it is a new one): TUNE_PASSWORD if it is set. Raises InputError for one that is easily guessed."""
     own = own_password()
+    if own and not (own.isascii() and own.isprintable() and own == own.strip()):
+        raise InputError(
+            "TUNE_PASSWORD has characters that a bearer token cannot carry.",
+            remedy="Choose one of letters, digits and signs of ASCII, with no space at its ends, or unset it.",
+        )
     if own and len(own) < SHORTEST_PASSWORD:
         raise InputError(f"TUNE_PASSWORD has fewer than {SHORTEST_PASSWORD} characters.", remedy="Choose a longer one, or unset it.")
     return (own, False) if own else (secrets.token_urlsafe(16), True)
