@@ -12,6 +12,7 @@ from tunestation.data.problems import Problems
 from tunestation.data.readers import Row, read_rows
 from tunestation.data.templates import TEMPLATES
 from tunestation.errors import InputError, Problem
+from tunestation.export.patterns import bad_patterns
 from tunestation.fetching.manifest import data_of, model_of
 from tunestation.models.experts import quantise_problem
 from tunestation.models.folder import check_model_folder
@@ -83,9 +84,9 @@ def _adapter(work: Work) -> Iterator[Problem]:
     path = work.shelf.volumes.path(f"{work.inputs.adapter['ref']}/{ADAPTER[0]}")
     try:
         config = read_json(path)
-        kind, found = config["peft_type"], {"rank": config["r"], "alpha": config["lora_alpha"]}
+        kind, found, bad = config["peft_type"], {"rank": config["r"], "alpha": config["lora_alpha"]}, bad_patterns(config)
     except (ValueError, KeyError, TypeError):
-        kind, found = "nothing that peft wrote", {}
+        kind, found, bad = "nothing that peft wrote", {}, []
     if kind != "LORA":
         yield _problem(work, ("model", "adapter"), f"is no LoRA adapter: {path} describes {kind}.", "Name the folder of a LoRA adapter.")
         return
@@ -93,6 +94,8 @@ def _adapter(work: Work) -> Iterator[Problem]:
         if (said := getattr(work.recipe.train.lora, name)) != value:
             what = f"is {said:g}, but that of {work.recipe.model.adapter} is {value}."
             yield _problem(work, ("train", "lora", name), what, "Set it to the same.")
+    for what in bad:
+        yield _problem(work, ("model", "adapter"), f"cannot be used: in {path} {what}.", "Correct it there, or save the adapter again.")
 
 
 def _length(work: Work) -> Iterator[Problem]:

@@ -37,6 +37,8 @@ CONFIGS = {
     "changes for some tokens alone": ("LoRA", {"alora_invocation_tokens": [1]}, "uses alora_invocation_tokens, which cannot be merged"),
     "a base changed by PiSSA": ("LoRA", {"init_lora_weights": "pissa_niter_16"}, "uses init_lora_weights 'pissa', which cannot"),
     "a base changed by OLoRA": ("LoRA", {"init_lora_weights": "olora"}, "uses init_lora_weights 'olora', which cannot"),
+    "a bracket that does not close": ("LoRA", {"target_modules": ".*(q_proj"}, r"target_modules '.*\(q_proj' is no regular expression"),
+    "a rank for nothing": ("LoRA", {"rank_pattern": {"*.q_proj": 4}}, r"rank_pattern '\*.q_proj' is no regular expression \(nothing to"),
     "magnitudes without DoRA": ("DoRA", {"use_dora": False}, "down_proj: use_dora in adapter_config.json is missing"),
     "an id beyond the vocabulary": ("trained tokens", {"trainable_token_indices": [3, 7, 64]}, "do not name a token of 64 for each"),
     "an id below 0": ("trained tokens", {"trainable_token_indices": [3, 7, -5]}, "do not name a token of 64 for each"),

@@ -62,6 +62,18 @@ def test_an_alpha_that_is_no_number_is_told(bench, adapter):
     assert problem == "small.yaml:14: train.lora.alpha is 16, but that of adapters/coach is x. Set it to the same."
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"target_modules": ".*(q_proj"}, {"exclude_modules": "*"}, {"alpha_pattern": {"[": 8}}, {"layers_pattern": ["layers", "?"]}],
+)
+def test_a_pattern_that_is_no_regular_expression_is_told_with_its_field(bench, adapter, changed):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed), encoding="utf-8")
+    (problem,) = told(bench)
+    assert problem.startswith(f"small.yaml:6: model.adapter cannot be used: in {path} {next(iter(changed))} '")
+    assert "is no regular expression (" in problem and problem.endswith("Correct it there, or save the adapter again.")
+
+
 @pytest.mark.parametrize("text", ['{"peft_type": "IA3", "r": 1, "lora_alpha": 1}', "[]", "not JSON"])
 def test_what_is_no_lora_adapter_is_told(bench, adapter, text):
     (adapter / "adapter_config.json").write_text(text, encoding="utf-8")

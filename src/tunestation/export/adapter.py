@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from tunestation.errors import Problem, TunestationError
+from tunestation.export.patterns import bad_patterns
 from tunestation.models.shards import Piece, Shards
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -102,10 +103,13 @@ def _config_of(folder: Path) -> LoraConfig:
     remedy = "Name the folder of a LoRA adapter that peft wrote."
     try:
         config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        bad = bad_patterns(config.to_dict())
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TunestationError(f"{CONFIG} cannot be read: {str(error).splitlines()[0]}", str(folder), remedy) from None
     if not isinstance(config, LoraConfig):
         raise TunestationError(f"{CONFIG} describes {config.peft_type.value}, which is no LoRA adapter.", str(folder), remedy)
+    if bad:
+        raise TunestationError(f"{CONFIG}: {'; '.join(bad)}.", str(folder), "Correct it there, or save the adapter again.")
     if not config.target_modules:
         raise TunestationError(f"{CONFIG} names no target_modules: nobody can tell whether the adapter is whole.", str(folder), remedy)
     used = [name for name in UNSUPPORTED if getattr(config, name, None)]
