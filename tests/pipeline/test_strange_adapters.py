@@ -8,12 +8,23 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_export_merging import ALL, FIRST, KINDS, edited, load, logits, make_adapter, make_base, merge
-from transformers import BloomConfig, BloomForCausalLM, GPTBigCodeConfig, GPTBigCodeForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from tunestation.errors import InputError, TunestationError
 from tunestation.export.adapter import Adapter
 from tunestation.export.proof import Difference, Proof, judge
 from tunestation.export.streamed import stored, streamed
+from tunestation.models.folder import early_problems
+from tunestation.models.native.registry import UNMERGED
 from tunestation.models.shards import Shards
 from tunestation.stages.merge import _complete
 from tunestation.training.given import refuse_misfit
@@ -143,10 +154,25 @@ def test_a_fully_trained_mixture_of_experts_lacks_nothing(tmp_path):
         _complete(tmp_path, Shards(tmp_path), tied=False)
 
 
-def test_an_architecture_that_the_proof_cannot_run_is_told(tmp_path):
-    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4)).save_pretrained(tmp_path)
-    with pytest.raises(TunestationError, match=r"weights of this bloom are not found under their names, first .*choose a model of another"):
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0}
+"""For every architecture; each leaves out what is not its own."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", sorted(UNMERGED.keys() - {"gpt2"}))
+def test_an_architecture_that_is_refused_at_once_is_one_that_the_proof_cannot_run(tmp_path, kind):
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=64, **SMALL)).save_pretrained(tmp_path)
+    assert [problem.what.partition(", ")[0] for problem in early_problems(tmp_path, "m")] == [f"has model_type '{kind}'"]
+    with pytest.raises(TunestationError, match=rf"weights of this {kind} are not found under their names, first .*choose a model of"):
         streamed(tmp_path, stored(Shards(tmp_path)), torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gpt_2_is_refused_at_once_since_its_adapters_cannot_be_merged(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4)).save_pretrained(tmp_path / "base")
+    assert early_problems(tmp_path / "base", "m")
+    with pytest.raises(TunestationError, match="uses fan_in_fan_out, which cannot be merged"):
+        Adapter(make_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["c_attn"]))
 
 
 def test_a_merged_model_that_answers_with_no_numbers_fails_its_proof():

@@ -125,6 +125,36 @@ def test_an_index_that_points_out_of_the_folder_is_refused(folder):
     assert "absent: ../other.safetensors" in only(folder)
 
 
+def test_weights_that_are_not_where_the_index_says_are_named(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors(10))
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    weight_map = {"t0": second, "t1": second, "w": first}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert only(folder) == (
+        "m/model.safetensors.index.json: names 2 weights that are not where it says: t1 in model-00002-of-00002.safetensors, "
+        "w in model-00001-of-00002.safetensors. Fetch or copy index and files again, all of one revision."
+    )
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight"])
+def test_an_embedding_or_a_head_of_another_vocabulary_than_the_configuration_says_is_named(folder, name):
+    text = json.dumps({name: {"dtype": "U8", "shape": [6, 2], "data_offsets": [0, 12]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(12))
+    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 6}')
+    assert found(folder) == []
+    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 8}')
+    assert only(folder).startswith(f"m/model.safetensors: holds {name} as [6, 2], but the vocab_size in config.json is 8. Fetch it again")
+
+
+def test_an_architecture_that_is_never_exported_is_refused_in_one_sentence(folder):
+    (folder / "config.json").write_text('{"model_type": "opt"}')
+    said = "m/config.json: has model_type 'opt', which cannot be merged: its files call embedding and head otherwise than the merge and its"
+    assert only(folder).startswith(said)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert only(folder).startswith(said) and only(folder).endswith("Use a model that docs/models.md lists.")
+
+
 def test_shards_without_an_index_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     assert only(folder).startswith("m/model.safetensors.index.json: is missing, but there are shards")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,11 @@ from peft.utils.other import get_pattern_key
 
 from tunestation.errors import Problem, TunestationError
 from tunestation.export.patterns import bad_patterns
+from tunestation.models.names import HEAD, embedding_of
 from tunestation.models.shards import Piece, Shards
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-"""The two weights that llama-like models tie: a head that is not in the files is the embedding."""
-GPT_EMBEDDING = "transformer.wte.weight"
-"""What StarCoder's architecture calls its embedding."""
 KINDS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
@@ -118,11 +115,6 @@ def _config_of(folder: Path) -> LoraConfig:
         what = f"the adapter uses {', '.join(used)}, which cannot be merged into plain weights."
         raise TunestationError(what, str(folder), "Serve it as base + adapter with peft.")
     return config
-
-
-def embedding_of(names: Container[str]) -> str:
-    """What a model with these weights calls its embedding."""
-    return GPT_EMBEDDING if GPT_EMBEDDING in names else EMBEDDING
 
 
 def split_name(name: str) -> tuple[str, str]:

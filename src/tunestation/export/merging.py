@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from tunestation.errors import TunestationError
-from tunestation.export.adapter import HEAD, Adapter, Change, check, embedding_of, merged, pieces
+from tunestation.export.adapter import Adapter, Change, check, merged, pieces
 from tunestation.fetching.progress import amount
+from tunestation.models.names import HEAD, embedding_of
 from tunestation.models.shards import Piece, Planned, Shards, write_shards
 
 Rounding = Callable[[str, torch.Tensor], torch.Tensor]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tunestation.export.adapter import HEAD, Adapter, embedding_of
+from tunestation.export.adapter import Adapter
+from tunestation.models.names import HEAD, embedding_of
 
 
 def describe(adapter: Adapter) -> dict:

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
 from tunestation.errors import TunestationError
-from tunestation.export.adapter import HEAD, Adapter, embedding_of, split_name
+from tunestation.export.adapter import Adapter, split_name
 from tunestation.export.merging import Rounding, as_stored
 from tunestation.models.experts import as_parameters
+from tunestation.models.names import HEAD, embedding_of
 from tunestation.models.shards import Shards
 
 Maker = Callable[[], torch.Tensor]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tunestation.errors import Problem
+from tunestation.errors import InputError, Problem
+from tunestation.models.headers import AGAIN, Entry, entries
+from tunestation.models.names import EMBEDDINGS, HEAD
 from tunestation.models.native.family import Family
-from tunestation.models.native.registry import NATIVE, family_of, why_not
+from tunestation.models.native.registry import NATIVE, UNMERGED, family_of, why_not
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 """The names under which transformers looks for safetensors weights."""
@@ -19,8 +21,6 @@ PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 OTHERS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*", "NOTICE*")
-LONGEST_HEADER = 100_000_000
-"""Bytes; the limit that the safetensors format itself sets."""
 
 
 def is_weight(name: str) -> bool:
@@ -65,25 +65,25 @@ def check_model_folder(folder: Path, name: str) -> list[Problem]:
 
 
 def early_problems(folder: Path, name: str) -> list[Problem]:
-    """What the small files tell before the weights are there: code that would be needed, a variant that cannot be converted."""
-    family = family_in(folder)
+    """What the small files tell before the weights are there: code that would be needed, what cannot be converted or merged."""
+    family, config = family_in(folder), _read(folder / "config.json")
+    if reason := UNMERGED.get(config.get("model_type")):
+        what = f"has model_type '{config['model_type']}', which cannot be merged: {reason}."
+        return [Problem(what, f"{name}/config.json", "Use a model that docs/models.md lists.")]
     if family:
-        reason = family.obstacle(_read(folder / "config.json"))
+        reason = family.obstacle(config)
         what = f"is a {family.name} model that cannot be converted: {reason}."
         return [Problem(what, f"{name}/config.json", "Use the family's plain model.")] if reason else []
-    return [] if _known(folder) else _code_problems(folder, name)
+    return [] if config.get("model_type") in NATIVE else _code_problems(folder, name)
 
 
 def pickle_problems(folder: Path, name: str, weights: list[str]) -> list[Problem]:
     """Pickled weights of an architecture that nobody here knows are refused; those of others are read as tensors only."""
-    if not _all_match(weights, PICKLES) or family_in(folder) or _known(folder):
+    config = _read(folder / "config.json")
+    if not _all_match(weights, PICKLES) or family_of(config) or config.get("model_type") in NATIVE | UNMERGED.keys():
         return []
-    what = f"has weights as pickles only ({_some(weights)}), which can run code when read, and {why_not(_read(folder / 'config.json'))}."
+    what = f"has weights as pickles only ({_some(weights)}), which can run code when read, and {why_not(config)}."
     return [Problem(what, name, "Give a revision with safetensors: many repositories have one in a branch or pull request (refs/pr/1).")]
-
-
-def _known(folder: Path) -> bool:
-    return _read(folder / "config.json").get("model_type") in NATIVE
 
 
 def _python_files(folder: Path) -> list[str]:
@@ -126,7 +126,7 @@ def _config_problems(folder: Path, name: str) -> list[Problem]:
     path, where = folder / "config.json", f"{name}/config.json"
     if not path.is_file():
         return [Problem("is missing: without it nobody knows the architecture.", where, "Copy it from where the weights came from.")]
-    return [] if _read(path) else [Problem("is not a JSON object.", where, "Fetch or copy it again.")]
+    return [] if _read(path) else [Problem("is not a JSON object.", where, AGAIN)]
 
 
 def _tokenizer_problems(folder: Path, name: str) -> list[Problem]:
@@ -144,54 +144,53 @@ def _weight_problems(folder: Path, name: str) -> list[Problem]:
     pickled = pickle_problems(folder, name, [path.name for path in weights])
     if pickled:
         return pickled
-    index, single = (PICKLE_INDEX, "pytorch_model.bin") if _matches(weights[0].name, PICKLES) else (INDEX, "model.safetensors")
-    broken = [problem for path in weights if (problem := _truncation(path, f"{name}/{path.name}"))]
+    pickles = _matches(weights[0].name, PICKLES)
+    index, single = (PICKLE_INDEX, "pytorch_model.bin") if pickles else (INDEX, "model.safetensors")
+    held, broken = ({}, []) if pickles else _headers(weights, name)  # a pickle's own checks come when it is read
     if (folder / index).is_file():
-        return [*_index_problems(folder, index, name), *broken]
-    if not (folder / single).is_file():
+        broken = [*_index_problems(folder, index, name, held), *broken]
+    elif not (folder / single).is_file():
         shards = _some([path.name for path in weights])
-        return [Problem(f"is missing, but there are shards ({shards}).", f"{name}/{index}", "Copy it too."), *broken]
-    return broken
+        broken = [Problem(f"is missing, but there are shards ({shards}).", f"{name}/{index}", "Copy it too."), *broken]
+    return broken or list(_vocabulary_problems(folder, name, held))
 
 
-def _index_problems(folder: Path, index: str, name: str) -> list[Problem]:
+def _headers(weights: list[Path], name: str) -> tuple[dict[str, dict[str, Entry]], list[Problem]]:
+    """(file -> its tensors, files that are none or are cut)."""
+    held, broken = {}, []
+    for path in weights:
+        try:
+            held[path.name] = entries(path, f"{name}/{path.name}")
+        except InputError as error:
+            broken += error.problems
+    return held, broken
+
+
+def _index_problems(folder: Path, index: str, name: str, held: dict[str, dict[str, Entry]]) -> list[Problem]:
+    """Of an index that names nothing, files that are absent, or weights that its file (if it is one of `held`) does not hold."""
     where = f"{name}/{index}"
     weight_map = _read(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        return [Problem("names no weights: it has no 'weight_map'.", where, "Fetch or copy it again.")]
+        return [Problem("names no weights: it has no 'weight_map'.", where, AGAIN)]
     shards = sorted(set(map(str, weight_map.values())))
     absent = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
-    return (
-        [Problem(f"names {len(absent)} of {len(shards)} files that are absent: {_some(absent)}.", where, "Copy them too.")]
-        if absent
-        else []
-    )
+    if absent:
+        return [Problem(f"names {len(absent)} of {len(shards)} files that are absent: {_some(absent)}.", where, "Copy them too.")]
+    elsewhere = sorted(f"{weight} in {shard}" for weight, shard in weight_map.items() if weight not in held.get(shard, weight_map))
+    what = f"names {len(elsewhere)} weights that are not where it says: {_some(elsewhere)}."
+    return [Problem(what, where, "Fetch or copy index and files again, all of one revision.")] if elsewhere else []
 
 
-def _truncation(path: Path, where: str) -> Problem | None:
-    """A safetensors file is 8 bytes of header length, the header (JSON), and tensors up to the largest `data_offsets`."""
-    if path.suffix != ".safetensors":
-        return None  # a pickle's own checks come when it is read
-    actual = path.stat().st_size
-    expected = _expected_size(path)
-    if expected is None:
-        return Problem(f"is not a safetensors file, or its header is cut ({actual:,} bytes).", where, "Fetch or copy it again.")
-    if expected != actual:
-        return Problem(f"has {actual:,} bytes, but its header says {expected:,}: the copy is incomplete.", where, "Fetch or copy it again.")
-    return None
-
-
-def _expected_size(path: Path) -> int | None:
-    """Bytes that the file must have by its own header; None when there is no readable header."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= LONGEST_HEADER else b""
-    try:
-        tensors = json.loads(header)
-        ends = [entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"]
-        return 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return None
+def _vocabulary_problems(folder: Path, name: str, held: dict[str, dict[str, Entry]]) -> Iterator[Problem]:
+    """Whether embedding and head have the rows that config.json says; a family that is converted is checked then."""
+    wanted = _read(folder / "config.json").get("vocab_size")
+    if family_in(folder) or wanted is None:
+        return
+    for file, tensors in held.items():
+        for weight in (*EMBEDDINGS, HEAD):
+            if weight in tensors and tensors[weight].shape[:1] != (wanted,):
+                what = f"holds {weight} as {list(tensors[weight].shape)}, but the vocab_size in config.json is {wanted}."
+                yield Problem(what, f"{name}/{file}", "Fetch it again, or copy all files of one revision.")
 
 
 def _read(path: Path) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass
 from math import prod
@@ -12,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tunestation.errors import InputError
+from tunestation.models.headers import AGAIN, Entry, entries
 
 DTYPES = {
     "F64": torch.float64,
@@ -28,7 +28,6 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """How the safetensors format spells a dtype."""
-AGAIN = "Fetch or copy it again."
 SAFE = "Fetch it again, or use a revision with safetensors."
 
 
@@ -54,33 +53,18 @@ def stored_in(path: Path) -> dict[str, Stored]:
 
 
 def _in_safetensors(path: Path) -> dict[str, Stored]:
-    """Eight bytes of header length, the header (JSON), and the tensors' bytes one after another."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, size)))
-            header.pop("__metadata__", None)
-            entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            what = f"is not a safetensors file, or its header is cut ({size:,} bytes)."
-            raise InputError(what, str(path), AGAIN) from None
-    found = {name: _entry(path, name, entry, 8 + length) for name, entry in entries}
-    end = max((one.offset + one.meta.nbytes for one in found.values()), default=0)
-    if end > size:
-        raise InputError(f"has {size:,} bytes, but its header says {end:,}: the copy is incomplete.", str(path), AGAIN)
-    return found
+    return {name: _stored_as(path, name, entry) for name, entry in entries(path).items()}
 
 
-def _entry(path: Path, name: str, entry: dict, begin: int) -> Stored:
-    (first, end), kind = entry["data_offsets"], DTYPES.get(entry["dtype"])
+def _stored_as(path: Path, name: str, entry: Entry) -> Stored:
+    kind, size = DTYPES.get(entry.dtype), entry.end - entry.begin
     if kind is None:
-        what = f"holds {name} as {entry['dtype']}, which is not read; {', '.join(DTYPES)} are."
+        what = f"holds {name} as {entry.dtype}, which is not read; {', '.join(DTYPES)} are."
         raise InputError(what, str(path), "Use a revision of the model that is not quantised.")
-    if end - first != prod(entry["shape"]) * kind.itemsize:
-        what = f"says that {name} is {entry['dtype']} {entry['shape']}, but has {end - first} bytes for it."
+    if size != prod(entry.shape) * kind.itemsize:
+        what = f"says that {name} is {entry.dtype} {list(entry.shape)}, but has {size} bytes for it."
         raise InputError(what, str(path), AGAIN)
-    return Stored(torch.empty(entry["shape"], dtype=kind, device="meta"), begin + first)
+    return Stored(torch.empty(entry.shape, dtype=kind, device="meta"), entry.begin)
 
 
 def _in_pickle(path: Path) -> dict[str, Stored]:

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from tunestation.errors import TunestationError
 from tunestation.export import zero
-from tunestation.export.adapter import CONFIG, HEAD, WEIGHTS, Adapter, file_name
+from tunestation.export.adapter import CONFIG, WEIGHTS, Adapter, file_name
 from tunestation.export.report import describe, sentence
 from tunestation.fetching.manifest import FetchedModel, model_of
+from tunestation.models.names import HEAD
 from tunestation.models.shards import Planned, Shards, weight_files, write_shards
 from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job, Result

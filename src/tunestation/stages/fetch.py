@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -113,8 +113,7 @@ def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, of
         return None
     ref = _model_ref(model, job, offline)
     folder = job.volumes.path(ref)
-    if problems := check_model_folder(folder, _shown(model, ref)):
-        raise InputError(problems=problems)
+    _refuse_unusable(folder, _shown(model, ref))
     paths = model_files(folder)
     print(f"checking {_shown(model, ref)}: {len(paths)} files, {amount(sum(path.stat().st_size for path in paths))}", flush=True)
     files = {path.name: sha256 for path, sha256 in digests.of_all(paths).items()}
@@ -123,10 +122,18 @@ def _model(model: HubModel | FolderModel | StarterModel | NewModel, job: Job, of
     return _converted(fetched, job, digests) if needs_conversion(folder) else fetched
 
 
+def _refuse_unusable(folder: Path, name: str) -> None:
+    if problems := check_model_folder(folder, name):
+        raise InputError(problems=problems)
+
+
 def _converted(fetched: FetchedModel, job: Job, digests: Digests) -> FetchedModel:
+    """Checked as every folder is: what pickles hold is seen only when they are safetensors."""
     from tunestation.fetching.conversion import converted
 
-    return converted(fetched, job.volumes, digests)
+    made = converted(fetched, job.volumes, digests)
+    _refuse_unusable(job.volumes.path(made.ref), made.ref)
+    return made
 
 
 def _model_ref(model: HubModel | FolderModel | StarterModel, job: Job, offline: bool) -> str:

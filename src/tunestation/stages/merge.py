@@ -12,10 +12,11 @@ import torch
 
 from tunestation.errors import Problem, TunestationError
 from tunestation.export import merging
-from tunestation.export.adapter import CONFIG, HEAD, WEIGHTS, Adapter
+from tunestation.export.adapter import CONFIG, WEIGHTS, Adapter
 from tunestation.fetching.manifest import FetchedModel, model_of
 from tunestation.fetching.progress import amount
 from tunestation.models.folder import is_weight
+from tunestation.models.names import HEAD
 from tunestation.models.shards import Shards
 from tunestation.pipeline.digest import Digests, file_digest
 from tunestation.pipeline.files import read_json, write_json

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from tunestation.errors import InputError, Problem, TunestationError
-from tunestation.export.adapter import CONFIG, HEAD, REMEDY, WEIGHTS, Adapter, check
+from tunestation.export.adapter import CONFIG, REMEDY, WEIGHTS, Adapter, check
+from tunestation.models.names import HEAD
 from tunestation.models.shards import Shards
 from tunestation.pipeline.files import read_json
 from tunestation.pipeline.job import Result

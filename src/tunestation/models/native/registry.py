@@ -20,6 +20,12 @@ REASONS = {
     "minicpm": "MiniCPM before version 3 is not carried by transformers",
 }
 """model_type -> why it is neither native nor converted."""
+NAMED_OTHERWISE = "its files call embedding and head otherwise than the merge and its proof look for them"
+UNMERGED = {
+    **dict.fromkeys(("biogpt", "bloom", "ctrl", "gpt_neox", "gpt_neox_japanese", "openai-gpt", "opt"), NAMED_OTHERWISE),
+    "gpt2": "its layers are stored transposed",
+}
+"""model_type -> why a model that transformers carries is not taken: what is trained could not be merged and proved."""
 
 
 def family_of(config: dict) -> Family | None:
