@@ -13,7 +13,8 @@ from test_import_xtuner import write_pth
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from zero_shards import write_zero
 
-from tunestation.errors import InputError
+from tunestation.errors import InputError, TunestationError
+from tunestation.export import xtuner_model
 from tunestation.export.xtuner_model import import_model
 from tunestation.models.native.convert import convert
 
@@ -67,8 +68,7 @@ def test_a_tied_head_is_not_written_twice(tmp_path):
 @pytest.mark.parametrize("converted", [False, True])
 def test_internlm2_s_own_layout_becomes_ours_whether_the_base_was_converted_or_not(tmp_path, converted):
     original = internlm2()
-    base = original.write(tmp_path / "base")
-    train_sentencepiece(base, SYMBOLS["internlm2"])
+    base, _ = own_layout(tmp_path / "base")
     if converted:
         convert(base, tmp_path / "converted", {}, "base")
         base = tmp_path / "converted"
@@ -82,6 +82,41 @@ def test_internlm2_s_own_layout_becomes_ours_whether_the_base_was_converted_or_n
     wanted = original.logits(original.config, weights, IDS)
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
     assert AutoTokenizer.from_pretrained(tmp_path / "out").decode(AutoTokenizer.from_pretrained(tmp_path / "out")("a b").input_ids)
+
+
+def own_layout(folder):
+    """A base in InternLM2's own layout, and its weights as a checkpoint holds them."""
+    original = internlm2()
+    base = original.write(folder)
+    train_sentencepiece(base, SYMBOLS["internlm2"])
+    return base, {f"llm.{name}": weight.float() for name, weight in original.tensors.items()}
+
+
+@pytest.mark.parametrize(("rewritten", "links", "copies"), [(False, True, 1), (False, False, 2), (True, True, 2)])
+def test_the_disk_has_to_take_all_that_is_written(base, tmp_path, monkeypatch, rewritten, links, copies):
+    model, weights = own_layout(tmp_path / "base") if rewritten else (base, tuned(base / "model.safetensors"))
+    path, size = write_pth(tmp_path / "iter_1.pth", weights), 2 * sum(weight.numel() for weight in weights.values())
+    free, written = copies * size - 1, []
+
+    def convert_and_look(source, into, *others):
+        convert(source, into, *others)
+        files = {found.stat().st_ino: found.stat().st_size for found in into.parent.rglob("*.safetensors")}
+        written.append(sum(files.values()))
+
+    monkeypatch.setattr(xtuner_model, "convert", convert_and_look)
+    monkeypatch.setattr("tunestation.fetching.place.free_space", lambda path: free)
+    if not links:
+        monkeypatch.setattr("os.link", refused)
+    with pytest.raises(TunestationError, match=r"'out' needs .* more on the disk of .*TUNE_MODELS"):
+        import_model(path, model, tmp_path / "out")
+    assert not written and not (tmp_path / "out").exists()
+    free += 1
+    import_model(path, model, tmp_path / "out")
+    assert 0 <= written[0] - copies * size < 20_000  # the headers of the files
+
+
+def refused(*_names):
+    raise OSError("links are not supported here")
 
 
 def wrong(base):

@@ -15,18 +15,16 @@ import torch
 
 from tunestation.errors import InputError
 from tunestation.export import xtuner
-from tunestation.export.adapter import HEAD
-from tunestation.export.merging import Plan, write
 from tunestation.export.streamed import empty_model
+from tunestation.fetching.place import Place, check_space
 from tunestation.models.folder import is_weight, model_files
 from tunestation.models.limits import RECORD
-from tunestation.models.native.clean import BUFFERS
-from tunestation.models.native.convert import convert
+from tunestation.models.names import HEAD
+from tunestation.models.native.clean import BUFFERS, can_link
+from tunestation.models.native.convert import SHARD, convert
 from tunestation.models.native.registry import family_of
-from tunestation.models.shards import Planned
+from tunestation.models.shards import Planned, write_shards
 from tunestation.pipeline.files import read_json, write_json
-
-SHARD = "2GB"
 
 
 class Weights:
@@ -69,15 +67,22 @@ def import_model(path: Path, model: Path, output: Path) -> int:
     if not family_of(config):
         _refuse_misfits(planned, model, path)
     output.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(planned, bool(family_of(config)), output)
     with TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
         source, made = Path(scratch) / "source", Path(scratch) / output.name
         source.mkdir()
         _copy_small(model, source)
         write_json(source / "config.json", config)
-        write(Plan(tuple(planned), weights.release, (), False), source, SHARD)
+        write_shards(planned, source, SHARD, weights.release, hashed=False)
         convert(source, made, {}, str(path))
         made.rename(output)
     return sum(one.meta.numel() for one in planned)
+
+
+def _check_space(planned: list[Planned], rewritten: bool, output: Path) -> None:
+    """Raise TunestationError unless the disk takes all weights, and, where they are `rewritten` or copied, those that they become."""
+    copies = 2 if rewritten or not can_link(output.parent) else 1
+    check_space(output.name, copies * sum(one.meta.nbytes for one in planned), Place(output, "TUNE_MODELS"))
 
 
 def _copy_small(model: Path, source: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tunestation.models.folder import INDEX, is_weight, model_files
 from tunestation.models.native.family import Vocabulary
@@ -53,6 +54,17 @@ def _link(files: Sequence[Path], into: Path) -> None:
             os.link(path.resolve(), target)  # the file itself: a link of a hub's cache leads nowhere from another folder
         except OSError:  # another disk, or one without links
             shutil.copyfile(path, target)
+
+
+def can_link(folder: Path) -> bool:
+    """Whether the disk of `folder` gives one file two names."""
+    with TemporaryDirectory(prefix=".trying-", dir=folder) as scratch:
+        try:
+            (Path(scratch) / "file").touch()
+            os.link(Path(scratch) / "file", Path(scratch) / "link")
+        except OSError:
+            return False
+    return True
 
 
 def _write_tokenizer(source: Path, into: Path) -> None:
