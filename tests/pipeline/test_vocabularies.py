@@ -149,6 +149,18 @@ def test_a_damaged_sentencepiece_model_is_refused(tmp_path, content):
         read_model(tmp_path / "tokenizer.model")
 
 
+def test_a_model_without_a_piece_for_the_unknown_is_refused(tmp_path):
+    train_sentencepiece(tmp_path)
+    path = tmp_path / "tokenizer.model"
+    model = ModelProto.FromString(path.read_bytes())
+    for piece in model.pieces:
+        if piece.type == ModelProto.SentencePiece.Type.UNKNOWN:
+            piece.type = ModelProto.SentencePiece.Type.NORMAL
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"tokenizer\.model: has no piece for what it does not know"):
+        write_tokenizer(internlm2.FAMILY, tmp_path, {}, None, tmp_path)
+
+
 def test_a_unigram_model_is_refused(tmp_path):
     train_sentencepiece(tmp_path, model_type="unigram", vocab_size=330)
     with pytest.raises(InputError, match="another kind than BPE"):

@@ -51,7 +51,7 @@ class Model:
 
 
 def read_model(path: Path) -> Model:
-    """The SentencePiece model in `path`. Raises InputError for anything but a BPE model."""
+    """The SentencePiece model in `path`. Raises InputError for anything but a BPE model with a piece for the unknown."""
     try:
         fields = list(_fields(path.read_bytes()))
         pieces = tuple(_piece(value) for number, value in fields if number == 1)
@@ -60,6 +60,8 @@ def read_model(path: Path) -> Model:
         raise InputError("is not a SentencePiece model.", str(path), "Fetch it again.") from None
     if trainer.get(3, 1) != BPE or not pieces:
         raise InputError("is a SentencePiece model of another kind than BPE.", str(path), "Use a model with a tokenizer.json.")
+    if not any(piece.kind == UNKNOWN for piece in pieces):
+        raise InputError("has no piece for what it does not know, as every SentencePiece model has.", str(path), "Fetch it again.")
     return Model(pieces, normalizer.get(2, b""), bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1)))
 
 
@@ -71,7 +73,7 @@ def tokenizer(model: Model, renamed: dict[str, str], control: set[str]) -> Token
     for number in model.of_kind(USER_DEFINED):
         texts[number] = texts[number].replace(SPACE, " ")
     normal = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
-    unknown = next(iter(model.of_kind(UNKNOWN)))
+    unknown = model.of_kind(UNKNOWN)[0]
     made = Tokenizer(
         models.BPE(
             vocab={text: number for number, text in enumerate(texts)},
