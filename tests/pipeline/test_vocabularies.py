@@ -161,6 +161,14 @@ def test_a_model_without_a_piece_for_the_unknown_is_refused(tmp_path):
         write_tokenizer(internlm2.FAMILY, tmp_path, {}, None, tmp_path)
 
 
+def test_transformers_4_knows_the_class_and_gives_no_token_types(tmp_path):
+    train_sentencepiece(tmp_path, SYMBOLS["internlm2"])
+    write_tokenizer(internlm2.FAMILY, tmp_path, {}, None, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
 def test_a_unigram_model_is_refused(tmp_path):
     train_sentencepiece(tmp_path, model_type="unigram", vocab_size=330)
     with pytest.raises(InputError, match="another kind than BPE"):

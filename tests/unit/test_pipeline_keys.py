@@ -100,7 +100,7 @@ def test_differences_name_each_leaf_with_its_old_and_new_value():
 def test_a_new_version_of_a_familys_conversion_makes_other_keys_for_models_that_go_through_it(bench, monkeypatch, repo, other):
     from_hub = ("source: {kind: starter}", f"source: {{kind: hub, repo: {repo}, revision: main}}")
     before = keys(bench.open(from_hub).stages)
-    monkeypatch.setattr(registry, "FAMILIES", tuple(replace(f, version=2) if f.name == "qwen" else f for f in registry.FAMILIES))
+    monkeypatch.setattr(registry, "FAMILIES", tuple(replace(f, version=9) if f.name == "qwen" else f for f in registry.FAMILIES))
     after = keys(bench.open(from_hub).stages)
     assert (before["fetch"] != after["fetch"]) is other
 
@@ -111,5 +111,5 @@ def test_a_model_folder_is_fetched_again_when_the_conversion_of_its_family_has_a
     (folder / "config.json").write_text('{"model_type": "internlm2"}')
     local = ("source: {kind: starter}", "source: {kind: folder, path: mine}")
     before = keys(bench.open(local).stages)
-    monkeypatch.setattr(registry, "FAMILIES", tuple(replace(f, version=2) for f in registry.FAMILIES))
+    monkeypatch.setattr(registry, "FAMILIES", tuple(replace(f, version=9) for f in registry.FAMILIES))
     assert keys(bench.open(local).stages)["fetch"] != before["fetch"]

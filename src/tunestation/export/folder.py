@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from tunestation.models.tokenizer_files import save_tokenizer
 from tunestation.pipeline.files import read_json, write_json
 
 
@@ -21,17 +22,8 @@ def write_config(source: Path, output: Path, dtype: str, tied: bool) -> None:
 def write_tokenizer(prepared: Path, base: Path | None, generation: dict, output: Path) -> None:
     """The tokenizer with its chat template, and how the folder answers where nobody says otherwise."""
     tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer", local_files_only=True)
-    tokenizer.save_pretrained(output)
-    _let_others_load(output / "tokenizer_config.json")
+    save_tokenizer(tokenizer, output)
     generation_config(generation, tokenizer, _stops(base, len(tokenizer))).save_pretrained(output)
-
-
-def _let_others_load(path: Path) -> None:
-    """transformers 4, on which other servers stand, knows the class of a plain tokenizer.json by its old name alone."""
-    config = {name: value for name, value in read_json(path).items() if name not in ("is_local", "local_files_only")}
-    if config["tokenizer_class"] == "TokenizersBackend":
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
-    write_json(path, config)
 
 
 def copy_licences(base: Path, output: Path) -> list[str]:

@@ -58,6 +58,7 @@ def _family(name: str, target: str, rotates: bool, second_generation: bool, conf
         vocabulary=_vocabulary,
         ignored=("rotary_emb.inv_freq",),
         chat=lambda files: Chat(template) if "user_token_id" in files["generation"] else None,
+        version=2,
     )
 
 

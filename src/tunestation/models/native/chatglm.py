@@ -89,5 +89,5 @@ FAMILY = Family(
     ignored=("rotary_pos_emb.inv_freq",),
     refusal=_refusal,
     chat=_chat,
-    version=2,
+    version=3,
 )

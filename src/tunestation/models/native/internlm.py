@@ -38,4 +38,5 @@ FAMILY = Family(
     ignored=("rotary_emb.inv_freq",),
     limit=_limit,
     chat=_chat,
+    version=2,
 )

@@ -52,4 +52,5 @@ FAMILY = Family(
     vocabulary=lambda config: Vocabulary("tokenizer.model", 1, 2, 2, 0, renamed=RENAMED, begin=("<s>",)),
     ignored=("rotary_emb.inv_freq",),
     chat=lambda files: Chat("internlm2_chat", ("<|im_end|>",)) if "<|im_end|>" in str(files["tokenizer"]) else None,
+    version=2,
 )

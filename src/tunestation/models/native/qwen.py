@@ -78,4 +78,5 @@ FAMILY = Family(
     refusal=_refusal,
     limit=_limit,
     chat=lambda files: Chat("qwen_chat", ("<|im_end|>",)) if files["generation"].get("chat_format") == "chatml" else None,
+    version=2,
 )

@@ -6,7 +6,7 @@ from tunestation.models.native import baichuan, chatglm, internlm, internlm2, qw
 from tunestation.models.native.family import Family
 
 FAMILIES = (internlm.FAMILY, internlm2.FAMILY, *baichuan.FAMILIES, chatglm.FAMILY, qwen.FAMILY)
-CLEAN_VERSION = 1
+CLEAN_VERSION = 2
 """Raised whenever a model of no family would become other bytes."""
 EXPERTS = ("deepseek_v2", "mixtral", "qwen2_moe", "qwen3_moe")
 """model_types that transformers 5 gives one 3-d parameter for all experts of a layer."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tunestation.data.templates import TEMPLATES
 from tunestation.errors import InputError
 from tunestation.models.native.family import Family, Vocabulary
+from tunestation.models.tokenizer_files import save_tokenizer
 from tunestation.models.vocabulary import sentencepiece, tiktoken
-from tunestation.pipeline.files import read_json, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,9 +28,7 @@ def save(vocabulary: Vocabulary, source: Path, template: str | None, into: Path)
     """As `write_tokenizer`, for what `vocabulary` says of the file in `source`."""
     made = _wrapped(build(vocabulary, source), vocabulary)
     made.chat_template = template
-    made.save_pretrained(into)
-    path = into / "tokenizer_config.json"
-    write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})  # transformers 4 knows it by this name
+    save_tokenizer(made, into)
     return made
 
 
