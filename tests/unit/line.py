@@ -1,6 +1,6 @@
 """Two small stages and a place for their results."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import stages_for_tests
@@ -18,6 +18,11 @@ from tunestation.pipeline.workers import Workers
 def stage(name: str, function: str = "write", needs: tuple[str, ...] = (), **params) -> Stage:
     """A stage whose function is one of stages_for_tests; all but `stop` can go on where they were interrupted."""
     return Stage(name, f"stages_for_tests:{function}", params, needs, graceful=function != "stop", resumes=function != "stop")
+
+
+def beginning_anew(one: Stage) -> Stage:
+    """The same stage, if it could not go on where it was interrupted."""
+    return replace(one, graceful=False, resumes=False)
 
 
 def here(stage: Stage, job: Job, logs: Path, cache: Path, workers: Workers) -> dict:

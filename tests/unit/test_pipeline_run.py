@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from line import stage
+from line import beginning_anew, stage
 
 from tunestation.errors import InputError, Interrupted, TunestationError
 from tunestation.pipeline.digest import Digests, file_digest
@@ -134,6 +134,20 @@ def test_ctrl_c_ends_a_stage_and_says_how_to_go_on(line):
 def test_a_failed_run_can_be_repeated_after_the_cause_is_mended(line):
     failure(line, "die")
     assert line.run(stage("one"))[0].outcome == "new"
+
+
+def test_what_killed_runs_left_of_a_stage_that_begins_anew_goes_with_the_next_run_and_is_named(line, capfd):
+    fresh = beginning_anew(stage("fresh"))
+    left = [line.shelf.partial(name, key) for name, key in (("fresh", "0" * 12), ("fresh", line.plan(fresh)[0].key), ("one", "0" * 12))]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "half.txt").write_text("half")
+    line.run(fresh, stage("one"))
+    assert [folder.exists() for folder in left] == [False, False, True]  # `one` goes on when its settings come again
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == f"removed what interrupted runs left: {', '.join(sorted(folder.name for folder in left[:2]))}"
+    line.run(stage("one"))
+    assert "removed" not in capfd.readouterr().out
 
 
 def test_two_runs_of_a_recipe_at_once_are_refused(tmp_path):

@@ -68,6 +68,7 @@ def run(stages: Sequence[Stage], shelf: Shelf, runtime: dict, workers: Workers, 
     Several nodes each fetch and prepare for themselves, and meet before a distributed stage; what follows it is for node 0 alone.
     """
     found = keys(stages)
+    _sweep(stages, shelf)
     for stage in _share(stages, workers):
         step = decide(stage, found, shelf, stage.name in forced)
         if stage.distributed and workers.nodes > 1:
@@ -78,6 +79,16 @@ def run(stages: Sequence[Stage], shelf: Shelf, runtime: dict, workers: Workers, 
             continue
         print(f"\n[{stage.name}] {step.action}: {step.reason}", flush=True)
         yield _run_step(step, found, shelf, runtime, workers, start)
+
+
+def _sweep(stages: Sequence[Stage], shelf: Shelf) -> None:
+    """Also what belongs to other keys, which may never come again; what a stage can go on from waits for its key."""
+    try:
+        left = shelf.sweep(stage.name for stage in stages if not stage.resumes)
+    except OSError as error:
+        raise unwritable(shelf.folder, error) from None
+    if left:
+        print(f"removed what interrupted runs left: {', '.join(left)}", flush=True)
 
 
 def _share(stages: Sequence[Stage], workers: Workers) -> Sequence[Stage]:

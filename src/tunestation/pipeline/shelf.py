@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from tunestation.pipeline.digest import RECORD, SUMS, Digests, outputs_digest, read_sums
@@ -57,6 +58,16 @@ class Shelf:
 
     def _is(self, path: Path, sha256: str) -> bool:
         return path.is_file() and self.digests.of(path) == sha256
+
+    def sweep(self, stages: Iterable[str]) -> list[str]:
+        """Remove what killed or failed runs left of `stages`, none of which goes on from it; returns the names of the folders.
+
+        Only for the run that holds the lock of the recipe: nobody else works in them then.
+        """
+        left = sorted(path for stage in stages for path in self.folder.glob(f"{stage}-*.partial"))
+        for path in left:
+            shutil.rmtree(path)
+        return [path.name for path in left]
 
     def publish(self, stage: str, key: str) -> Path:
         """Turn the partial folder into the published one, by one rename; an older result of the key goes away."""
