@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_vocabularies import train_sentencepiece
+from transformers import AutoTokenizer
 
 from tunestation.data.encoding import IGNORE, Encoder, encode, encode_prompt
 from tunestation.data.formats import Message
@@ -10,6 +12,8 @@ from tunestation.data.probe import probe
 from tunestation.data.templates import TEMPLATES
 from tunestation.data.tokenizers import load_tokenizer, set_template, train_tokenizer
 from tunestation.errors import InputError
+from tunestation.models.native import chatglm
+from tunestation.models.native.vocabularies import write_tokenizer
 
 TEXTS = ["system\nuser\nassistant\nHello, how are you? I am fine.\n\n", "你好，我是一个助手。", "12 + 30 = 42"]
 LLAMA_LIKE = (
@@ -103,6 +107,23 @@ def test_the_built_in_templates_write_xtuners_strings():
     assert internlm.apply_chat_template(messages, tokenize=False) == f"<|endoftext|>{turns}"
     prompt = internlm.apply_chat_template(messages[1:2], tokenize=False, add_generation_prompt=True)
     assert prompt == "<|endoftext|><|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_document_for_chatglm_begins_with_the_two_tokens_that_its_tokenizer_puts_before_every_text(tmp_path):
+    processor = train_sentencepiece(tmp_path, add_dummy_prefix=True)
+    write_tokenizer(chatglm.FAMILY, tmp_path, {}, None, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    (encoded,) = Encoder(tokenizer).encode([Encoder(tokenizer).document("What is 1 and 1?")])
+    pieces = processor.vocab_size()
+    text = processor.encode("What is 1 and 1?")
+    assert encoded.input_ids == [pieces + 1, pieces + 3, *text, processor.eos_id()]  # [gMASK] and sop, as in the original's tokenizer
+    assert encoded.labels == [IGNORE, IGNORE, *text, processor.eos_id()]
+
+
+def test_a_document_of_a_tokenizer_that_puts_nothing_before_a_text_begins_with_the_text():
+    tokenizer = make()
+    (encoded,) = Encoder(tokenizer).encode([Encoder(tokenizer).document("What?")])
+    assert encoded.input_ids == encoded.labels == tokenizer("What?<|im_end|>").input_ids
 
 
 def test_internlm2_chat_begins_with_one_bos_token():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Literal
 
 from tunestation.data.control import control_tokens, encode_marked, marked
@@ -73,11 +73,18 @@ class Encoder:
         self.backend.no_truncation()
         self.backend.encode_special_tokens = False
         self.contextual = self.turns is None and self._is_contextual()
+        self.begin = tokenizer.bos_token or self._own_begin()
 
     def _is_contextual(self) -> bool:
         """Whether a text begins with a space of its own, or a token swallows the white space beside it."""
         adds_space = self._ids("a") != self._ids("\na")[len(self._ids("\n")) :]
         return adds_space or any(token.lstrip or token.rstrip for token in self.tokenizer.added_tokens_decoder.values())
+
+    def _own_begin(self) -> str:
+        """What a tokenizer without bos_token puts before every text by itself, as ChatGLM's `[gMASK]<sop>`."""
+        found = self.backend.encode("a")
+        tokens = takewhile(lambda pair: pair[1], zip(found.tokens, found.special_tokens_mask, strict=True))
+        return "".join(token for token, _ in tokens)
 
     def pieces(self, messages: Sequence[Message], where: str = "", tools: Sequence[dict] = ()) -> list[Piece]:
         """Cut a conversation that ends with an answer; `tools` are the JSON schemas of those that it may call.
@@ -111,10 +118,10 @@ class Encoder:
         return told or turns, told is not None
 
     def document(self, text: str) -> list[Piece]:
-        """A text to be learned as a whole, between bos_token and eos_token where the tokenizer has them."""
+        """A text to be learned as a whole, between what a text begins with and eos_token where the tokenizer has them."""
         told = marked([{"role": "user", "content": text}], self.control, "")
         middle = Piece(told[0]["content"] if told else text, True, told is not None)
-        begin = [Piece(self.tokenizer.bos_token, False)] if self.tokenizer.bos_token else []
+        begin = [Piece(self.begin, False)] if self.begin else []
         end = [Piece(self.tokenizer.eos_token, True)] if self.tokenizer.eos_token else []
         return [*begin, middle, *end]
 

@@ -36,7 +36,8 @@ def _prepare(recipe: Recipe, inputs: Inputs) -> Stage:
         },
         needs=("fetch",),
         tools=("transformers", "tokenizers", "datasets", "pyarrow"),
-        version=2,
+        # 3: documents begin with what a tokenizer without bos_token puts before every text
+        version=3 if recipe.train.objective == "pretrain" else 2,
         # It tokenises on all cores. Elsewhere that stays off: threads of the tokenizer do not survive a fork, as of a data loader.
         variables=(("TOKENIZERS_PARALLELISM", "true"),),
         exact=True,
