@@ -7,6 +7,7 @@ import pytest
 import torch
 from fake_hub import COMMIT, Repository, running
 from fetch_station import Station, error, sha256
+from filelock import FileLock
 from original_families import internlm, internlm2
 from original_packed import qwen
 from safetensors.torch import load_file, save_file
@@ -170,6 +171,15 @@ def test_pickled_weights_of_a_native_model_become_safetensors(station):
     assert torch.equal(load(result)[0](torch.tensor([[5, 6]])).logits, original(torch.tensor([[5, 6]])).logits)
 
 
+def test_pickled_weights_of_another_vocabulary_than_the_configuration_says_are_refused(station):
+    folder = station.root / "original"
+    torch.save(llama(folder).state_dict(), folder / "pytorch_model.bin")
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"vocab_size": 500})
+    station.hub.models["owner/tiny"] = repository(folder)
+    text = error(station.run(), 2)
+    assert "holds model.embed_tokens.weight as [480, 16], but the vocab_size in config.json is 500." in text
+
+
 class Evil:
     def __reduce__(self):
         return os.system, (f"touch {self.mark}",)
@@ -207,6 +217,19 @@ def test_an_interrupted_conversion_is_taken_up_again(station):
     assert outcome["code"] == 0, outcome
     assert station.manifest()["model"]["ref"].startswith("models:converted/")
     assert not list(station.root.glob("models/converted/*.partial"))
+
+
+def test_an_unfinished_conversion_of_other_files_goes_with_the_next_one_unless_it_is_being_made(tmp_path, capsys):
+    folder, digests = internlm2_folder(tmp_path / "models"), Digests(tmp_path / "cache")
+    model = FetchedModel("models:original", None, None, {path.name: digests.of(path) for path in model_files(folder)})
+    names = [f"original-{'0' * 16}", f"original-{'1' * 16}", f"original-two-{'0' * 16}"]
+    left, working, others = (tmp_path / "models" / "converted" / f"{name}.partial" for name in names)
+    for partial in (left, working, others):
+        partial.mkdir(parents=True)
+    with FileLock(working.with_suffix(".lock")):
+        converted(model, Volumes(tmp_path / "models", tmp_path, tmp_path, tmp_path / "cache"), digests)
+    assert [partial.exists() for partial in (left, working, others)] == [False, True, True]
+    assert f"removed {left}, an unfinished conversion" in capsys.readouterr().out
 
 
 def test_a_source_that_changes_while_it_is_converted_is_not_published_under_its_old_digests(tmp_path, monkeypatch):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tunestation.errors import TunestationError
 from tunestation.fetching.manifest import FetchedModel
@@ -15,6 +19,9 @@ from tunestation.models.native.registry import family_of, version_of
 from tunestation.pipeline.digest import Digests, text_digest
 from tunestation.pipeline.files import read_json
 from tunestation.pipeline.volumes import Volumes
+
+KEY = 16
+"""Letters of the digest of its source in the name of a converted folder."""
 
 
 def converted(model: FetchedModel, volumes: Volumes, digests: Digests) -> FetchedModel:
@@ -28,14 +35,26 @@ def converted(model: FetchedModel, volumes: Volumes, digests: Digests) -> Fetche
     family_name = family.name if family else config["model_type"]
     source = {"ref": model.ref, "family": family_name, "version": version_of(family), "files": model.files}
     key = text_digest(json.dumps({name: source[name] for name in ("family", "version", "files")}, sort_keys=True))
-    ref = f"models:converted/{model.name.partition(':')[2].replace('/', '--') or model.name.replace('/', '--')}-{key[:16]}"
+    ref = f"models:converted/{model.name.partition(':')[2].replace('/', '--') or model.name.replace('/', '--')}-{key[:KEY]}"
     place = Place(volumes.path(ref), "TUNE_MODELS")
     with writing(place), alone(place):
         if not place.final.is_dir():
+            _sweep(place)
             for name, sha256 in _make(folder, place, model, family_name).items():
                 digests.remember(place.final / name, sha256)
     files = {path.name: sha256 for path, sha256 in digests.of_all(model_files(place.final)).items()}
     return FetchedModel(ref, model.repo, model.commit, files, source)
+
+
+def _sweep(place: Place) -> None:
+    """Remove what killed runs left of converting the same model's other files or by another version; what holds its lock is being made."""
+    name = escape(place.final.name.rpartition("-")[0])
+    for partial in sorted(place.final.parent.glob(f"{name}-{'[0-9a-f]' * KEY}.partial")):
+        other = Place(partial.with_suffix(""), place.variable)
+        if other != place:
+            with suppress(Timeout), FileLock(other.lock, timeout=0):
+                shutil.rmtree(partial)
+                print(f"removed {partial}, an unfinished conversion of other files or by another version", flush=True)
 
 
 def _make(folder: Path, place: Place, model: FetchedModel, family: str) -> dict[str, str]:
