@@ -84,7 +84,9 @@ def test_the_page_says_where_it_is_also_serves_the_api_and_ends_quietly_on_contr
     body = {"model": "tiny", "messages": ask("Hi")}
     answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, **UNHURRIED).json()
     assert answer["choices"][0]["message"]["content"] == expected(engine, "Hi")
-    assert process.end(signal.SIGINT) == 0
+    with httpx.stream("GET", f"{process.url}/gradio_api/heartbeat/window", **UNHURRIED) as open_page:
+        next(open_page.iter_text())
+        assert process.end(signal.SIGINT) == 0
     assert process.complained() == ""
 
 

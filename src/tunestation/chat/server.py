@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import secrets
 import signal
 import socket
@@ -58,5 +59,6 @@ def serve(app: ASGIApp, host: str, port: int, ready: str) -> None:
         raise TunestationError("the server did not start.")
     print(ready, flush=True)
     stop.wait()
+    logging.disable()  # uvicorn calls it an error of the page that its open streams are cut off
     server.should_exit = True
     thread.join()
