@@ -19,6 +19,7 @@ expect.set_options(timeout=PATIENCE * 1000)
 def new_person(chromium, language="en-US"):
     """A browser with nothing kept; `hosts` are whom it asked, `complaints` what it had to complain of."""
     context = chromium.new_context(viewport={"width": 1200, "height": 800}, locale=language)
+    context.set_default_timeout(PATIENCE * 1000)
     context.hosts, context.complaints = set(), []
     context.on("request", lambda request: context.hosts.add(urlsplit(request.url).hostname))
     context.on("console", lambda line: context.complaints.append(line.text) if line.type in ("error", "warning") else None)
@@ -58,9 +59,10 @@ def send(window, text, shown=None):
 
 
 def finished(window):
-    """Wait until the model has stopped: the box takes the next message."""
+    """Wait until the model has stopped: the box takes the next message, and all that was told with it is painted."""
     expect(box(window)).to_be_editable()
     expect(window.locator("#box .submit-button")).to_be_visible()
+    window.evaluate("() => new Promise(painted => requestAnimationFrame(() => setTimeout(painted)))")
 
 
 def wait_for_words(window):

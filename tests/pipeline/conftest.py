@@ -12,7 +12,7 @@ from browsing import CHROMIUM, EXAMPLE, FLAGS, new_person, open_window
 from chatting import make_pair, start_server
 from playwright.sync_api import sync_playwright
 from preparing import Bench
-from station import Station
+from station import PATIENCE, Station
 
 from tunestation.chat.engine import Engine
 
@@ -79,7 +79,7 @@ def alone(endless_pair):
 def chromium():
     """Not for longer than a module: as long as Playwright runs, no test can run an event loop of its own."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS.split())
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS.split(), timeout=PATIENCE * 1000)
         yield browser
         browser.close()
 

@@ -10,6 +10,7 @@ from browsing import (
     box,
     finished,
     first_words,
+    new_person,
     open_list,
     open_window,
     send,
@@ -20,6 +21,7 @@ from browsing import (
 )
 from chatting import expected, start_server
 from playwright.sync_api import expect
+from station import wait_until
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}: apt-get install chromium")
 
@@ -28,6 +30,7 @@ def test_before_and_after_stand_side_by_side_and_a_vote_is_kept(window, alone, s
     shorten_answers(window, 12)
     expect(window.locator("#base")).to_be_hidden()
     window.get_by_label("Before and after").check()
+    expect(window.locator("#base")).to_be_visible()
     send(window, "Hi")
     finished(window)
     for who in ("tuned", "base"):
@@ -44,7 +47,7 @@ def test_before_and_after_stand_side_by_side_and_a_vote_is_kept(window, alone, s
     )
 
 
-def test_a_corrected_answer_stands_and_is_exported(window):
+def test_a_corrected_answer_stands_and_is_exported(window, server):
     shorten_answers(window, 5)
     send(window, "Hi")
     finished(window)
@@ -53,6 +56,8 @@ def test_a_corrected_answer_stands_and_is_exported(window):
     window.get_by_role("button", name="Submit").first.click()
     expect(answers(window)).to_have_text("A better answer.")
     expect(answers(window).locator("strong")).to_have_text("better")
+    kept = server.folder / "conversations"
+    wait_until(lambda: any(b"A **better**" in talk.read_bytes() for talk in kept.rglob("*.json")))
     open_list(window)
     with window.expect_download() as download:
         window.get_by_role("button", name="Export as training data").click()
@@ -132,7 +137,7 @@ def test_leaving_the_page_ends_its_answer(window, server):
 
 
 def test_the_page_speaks_chinese_to_a_chinese_browser_and_either_language_on_demand(chromium, server):
-    context = chromium.new_context(locale="zh-CN")
+    context = new_person(chromium, "zh-CN")
     window = open_window(context, server.url)
     expect(box(window)).to_have_attribute("placeholder", "输入消息，按回车发送")
     expect(window.get_by_label("前后对比")).to_be_visible()
@@ -154,7 +159,7 @@ def test_a_changed_setting_stays_when_the_language_changes(window):
 
 def test_a_public_page_lets_in_who_knows_the_password_alone(chromium, endless_pair, tmp_path):
     server = start_server(tmp_path, weights=endless_pair, public=True, environment={"TUNE_PASSWORD": "correct horse"})
-    context = chromium.new_context(locale="en-US")
+    context = new_person(chromium)
     window = context.new_page()
     window.goto(server.url)
     for password, seen in (("wrong", window.get_by_text("Incorrect Credentials")), ("correct horse", box(window))):

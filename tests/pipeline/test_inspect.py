@@ -8,6 +8,7 @@ import pytest
 from browsing import CHROMIUM, FLAGS
 from playwright.sync_api import sync_playwright
 from preparing import Bench, numbers, part
+from station import PATIENCE
 
 from tunestation.data.inspection import chosen, histogram
 from tunestation.errors import InputError
@@ -129,8 +130,9 @@ def test_the_page_runs_nothing_of_the_data_and_can_be_browsed(look, tmp_path):
     look.run()
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=CHROMIUM, headless=True, args=FLAGS.split()
+            tmp_path / "profile", executable_path=CHROMIUM, headless=True, args=FLAGS.split(), timeout=PATIENCE * 1000
         )
+        context.set_default_timeout(PATIENCE * 1000)
         page, complaints = context.new_page(), []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto((look.bench.root / "runs/inspect.html").as_uri())
