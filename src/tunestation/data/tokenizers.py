@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,7 @@ from tunestation.data.probe import PROBES
 from tunestation.data.rendering import check_compiles, render
 from tunestation.data.templates import BY_JINJA, TEMPLATES
 from tunestation.errors import InputError
-from tunestation.models.folder import TOKENIZERS
+from tunestation.models.folder import TOKENIZERS, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,7 +124,7 @@ def _own_stop(tokenizer: PreTrainedTokenizerBase, folder: Path | None, name: str
         remedy = f"Name a built-in one: {', '.join(TEMPLATES)}."
         raise InputError("template 'auto' is the tokenizer's own chat template, but it has none.", "template", remedy)
     written = render(tokenizer, [message.turn() for message in EXAMPLE], prompt=False).rstrip()
-    candidates = [tokenizer.eos_token, *_generation_stops(tokenizer, folder)]
+    candidates = [tokenizer.eos_token, *tokenizer.convert_ids_to_tokens(stop_ids(folder) if folder else [])]
     stop = next((token for token in candidates if token and written.endswith(token)), None)
     if stop is None:
         what = f"template '{name}' ends an answer with {written[-20:]!r}: the stop token {tokenizer.eos_token!r} is never trained."
@@ -144,12 +143,3 @@ def _agree(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             turn_by_turn, at_once = (tokenizer.convert_ids_to_tokens(ids[at : at + 4]) for ids in (parts, whole))
             what = f"template '{name}' is {turn_by_turn} turn by turn, but {at_once} at once: use would not see what was trained."
             raise InputError(what, "template", "End the prompt with a control token or a line break, or name a built-in template.")
-
-
-def _generation_stops(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> list[str]:
-    """Tokens at which the model's generation_config.json stops; some models list the end of a turn only there."""
-    path = folder / "generation_config.json" if folder else None
-    if path is None or not path.is_file():
-        return []
-    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", [])
-    return tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids])

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 
 from tunestation.doctor.finding import Finding
 from tunestation.doctor.probe import GIB, Gpu, Torch
+from tunestation.errors import some
 from tunestation.settings import PROJECT
 
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -135,15 +136,11 @@ def versions(installed: Mapping[str, str], folder: Path = PROJECT / "docker") ->
     absent = [name for name in wanted if name not in installed]
     other = [f"{name} {installed[name]}, not {pin}" for name, pin in (more | wanted).items() if installed.get(name, pin) != pin]
     if absent:
-        return Finding("problem", "versions", f"{len(absent)} pinned packages are not installed: {_some(absent)}.", REBUILD)
+        return Finding("problem", "versions", f"{len(absent)} pinned packages are not installed: {some(absent)}.", REBUILD)
     if other:
-        what = f"{len(other)} packages are not as pinned: {_some(other)}; results may differ from the locks."
+        what = f"{len(other)} packages are not as pinned: {some(other)}; results may differ from the locks."
         return Finding("warning", "versions", what, REBUILD)
     return Finding("ok", "versions", f"{len(wanted)} packages as pinned")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def compiler(found: Sequence[Gpu], cuda: str | None) -> Finding:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from tunestation.models.folder import licences, stop_ids
 from tunestation.models.tokenizer_files import save_tokenizer
 from tunestation.pipeline.files import read_json, write_json
 
@@ -23,23 +24,16 @@ def write_tokenizer(prepared: Path, base: Path | None, generation: dict, output:
     """The tokenizer with its chat template, and how the folder answers where nobody says otherwise."""
     tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer", local_files_only=True)
     save_tokenizer(tokenizer, output)
-    generation_config(generation, tokenizer, _stops(base, len(tokenizer))).save_pretrained(output)
+    stops = {number for number in (stop_ids(base) if base else ()) if number < len(tokenizer)}
+    generation_config(generation, tokenizer, stops).save_pretrained(output)
 
 
 def copy_licences(base: Path, output: Path) -> list[str]:
-    """The licence and notices of the base go with what was made of it; returns their names."""
-    found = sorted(path for pattern in ("LICENSE*", "NOTICE*") for path in base.glob(pattern) if path.is_file())
+    """Returns the names of the files."""
+    found = licences(base)
     for path in found:
         shutil.copyfile(path, output / path.name)
     return [path.name for path in found]
-
-
-def _stops(base: Path | None, vocabulary: int) -> set[int]:
-    """The stop tokens of the base's own generation config: an answer may end with one of them as well."""
-    path = base / "generation_config.json" if base else None
-    found = read_json(path).get("eos_token_id") if path and path.is_file() else None
-    ids = found if isinstance(found, list) else [found]
-    return {number for number in ids if number is not None and number < vocabulary}
 
 
 def generation_config(wanted: dict, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> GenerationConfig:

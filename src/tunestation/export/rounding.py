@@ -11,7 +11,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 import tunestation.models.four_bit  # noqa: F401  bitsandbytes reads any shape right on a CPU then
 from tunestation.export.merging import Rounding
-from tunestation.export.streamed import empty_model
+from tunestation.models.architecture import empty_model
 from tunestation.training.fast.ops import quantise_rows
 
 

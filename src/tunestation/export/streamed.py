@@ -12,12 +12,11 @@ from accelerate import init_empty_weights
 from accelerate.hooks import attach_align_device_hook
 from accelerate.utils import set_module_tensor_to_device
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
 from tunestation.errors import TunestationError
 from tunestation.export.adapter import Adapter, split_name
 from tunestation.export.merging import Rounding, as_stored
+from tunestation.models.architecture import empty_model
 from tunestation.models.experts import as_parameters
 from tunestation.models.names import HEAD, embedding_of
 from tunestation.models.shards import Shards
@@ -63,14 +62,6 @@ def stored(shards: Shards, rounding: Rounding = as_stored) -> Source:
     makers = as_parameters({name: maker(name) for name in shards.names})
     embedding = embedding_of(makers)
     return Source({HEAD: makers[embedding]} | makers if embedding in makers else makers, shards.release)
-
-
-def empty_model(folder: Path) -> PreTrainedModel:
-    """The architecture that config.json describes, in float32 without weights; what it computes from the configuration is there."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval()
 
 
 def streamed(folder: Path, source: Source, device: torch.device) -> torch.nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
-from tunestation.errors import InputError, Problem
+from tunestation.errors import InputError, Problem, some
 from tunestation.fetching.hubs import Asked, RemoteFile
 from tunestation.models.folder import files_that_count, is_weight
 
@@ -22,7 +22,7 @@ def model_files(asked: Asked, files: Sequence[RemoteFile]) -> list[RemoteFile]:
         raise InputError(f"The {asked} has no weights (model.safetensors).", "", "Give a repository that transformers can load.")
     left = [file.path for file in files if file not in kept and not file.path.startswith(".git")]
     if left:
-        print(f"not fetched from {asked.repo}, as nothing here reads them: {len(left)} files ({_some(left)})", flush=True)
+        print(f"not fetched from {asked.repo}, as nothing here reads them: {len(left)} files ({some(left)})", flush=True)
     return kept
 
 
@@ -39,9 +39,5 @@ def data_files(asked: Asked, files: Sequence[RemoteFile], patterns: Sequence[str
 def _nothing_matches(asked: Asked, pattern: str, files: Sequence[RemoteFile]) -> Problem:
     names = [file.path for file in files]
     near = get_close_matches(pattern, names, 1)
-    remedy = f"Did you mean '{near[0]}'?" if near else f"It has: {_some(names)}."
+    remedy = f"Did you mean '{near[0]}'?" if near else f"It has: {some(names)}."
     return Problem(f"The {asked} has no file '{pattern}'.", "", remedy)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

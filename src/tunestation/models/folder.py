@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tunestation.errors import InputError, Problem
+from tunestation.errors import InputError, Problem, some
 from tunestation.models.headers import AGAIN, Entry, entries
 from tunestation.models.names import EMBEDDINGS, HEAD
 from tunestation.models.native.family import Family
@@ -20,7 +20,8 @@ PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 """The names of weights in PyTorch's own format, which are rewritten as safetensors."""
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-OTHERS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*", "NOTICE*")
+LICENCES = ("LICENSE*", "NOTICE*")
+OTHERS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", *LICENCES)
 
 
 def is_weight(name: str) -> bool:
@@ -39,6 +40,17 @@ def files_that_count(names: Iterable[str]) -> list[str]:
 def model_files(folder: Path) -> list[Path]:
     """The files of `folder` that count, sorted by name. Subfolders hold nothing that is loaded."""
     return [folder / name for name in files_that_count(path.name for path in folder.iterdir() if path.is_file())]
+
+
+def licences(folder: Path) -> list[Path]:
+    """The licence and the notices of a model, sorted: they go with what is made of it."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and _matches(path.name, LICENCES))
+
+
+def stop_ids(folder: Path) -> list[int]:
+    """Ids at which the generation_config.json of a model stops; some models name the end of a turn only there."""
+    found = _read(folder / "generation_config.json").get("eos_token_id")
+    return [number for number in (found if isinstance(found, list) else [found]) if number is not None]
 
 
 def family_in(folder: Path) -> Family | None:
@@ -82,7 +94,7 @@ def pickle_problems(folder: Path, name: str, weights: list[str]) -> list[Problem
     config = _read(folder / "config.json")
     if not _all_match(weights, PICKLES) or family_of(config) or config.get("model_type") in NATIVE | UNMERGED.keys():
         return []
-    what = f"has weights as pickles only ({_some(weights)}), which can run code when read, and {why_not(config)}."
+    what = f"has weights as pickles only ({some(weights)}), which can run code when read, and {why_not(config)}."
     return [Problem(what, name, "Give a revision with safetensors: many repositories have one in a branch or pull request (refs/pr/1).")]
 
 
@@ -100,9 +112,9 @@ def _code_problems(folder: Path, name: str) -> list[Problem]:
     """Python code in the folder, or a configuration that asks for some, of a model that is not known without it."""
     remedy = "Use a model that docs/models.md lists, or a revision that transformers knows by itself."
     why, files = why_not(_read(folder / "config.json")), _python_files(folder)
-    problems = [Problem(f"holds Python code ({_some(files)}), which Tunestation never runs; {why}.", name, remedy)] if files else []
+    problems = [Problem(f"holds Python code ({some(files)}), which Tunestation never runs; {why}.", name, remedy)] if files else []
     for config, wanted in _asked_code(folder).items():
-        what = f"asks for Python code (auto_map: {_some(wanted)}), which Tunestation never runs; {why}."
+        what = f"asks for Python code (auto_map: {some(wanted)}), which Tunestation never runs; {why}."
         problems.append(Problem(what, f"{name}/{config}", remedy))
     return problems
 
@@ -150,7 +162,7 @@ def _weight_problems(folder: Path, name: str) -> list[Problem]:
     if (folder / index).is_file():
         broken = [*_index_problems(folder, index, name, held), *broken]
     elif not (folder / single).is_file():
-        shards = _some([path.name for path in weights])
+        shards = some([path.name for path in weights])
         broken = [Problem(f"is missing, but there are shards ({shards}).", f"{name}/{index}", "Copy it too."), *broken]
     return broken or list(_vocabulary_problems(folder, name, held))
 
@@ -175,9 +187,9 @@ def _index_problems(folder: Path, index: str, name: str, held: dict[str, dict[st
     shards = sorted(set(map(str, weight_map.values())))
     absent = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
     if absent:
-        return [Problem(f"names {len(absent)} of {len(shards)} files that are absent: {_some(absent)}.", where, "Copy them too.")]
+        return [Problem(f"names {len(absent)} of {len(shards)} files that are absent: {some(absent)}.", where, "Copy them too.")]
     elsewhere = sorted(f"{weight} in {shard}" for weight, shard in weight_map.items() if weight not in held.get(shard, weight_map))
-    what = f"names {len(elsewhere)} weights that are not where it says: {_some(elsewhere)}."
+    what = f"names {len(elsewhere)} weights that are not where it says: {some(elsewhere)}."
     return [Problem(what, where, "Fetch or copy index and files again, all of one revision.")] if elsewhere else []
 
 
@@ -200,8 +212,3 @@ def _read(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _some(names: list[str]) -> str:
-    """At most four of `names`, and how many more."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
-from tunestation.errors import InputError, Problem
+from tunestation.errors import InputError, Problem, some
 from tunestation.models.experts import refuse_quantised
 from tunestation.models.four_bit import keep_weights_in_place
 from tunestation.settings import local_rank
@@ -66,15 +66,11 @@ def _loaded(folder: Path, options: dict) -> PreTrainedModel:
     shapes = sorted(f"{name} {list(stored)} instead of {list(wanted)}" for name, stored, wanted in found["mismatched_keys"])
     other = {name for name, _, _ in found["mismatched_keys"]}
     wrong = {"lacks weights": sorted(set(found["missing_keys"]) - other), "has weights of another shape than config.json says": shapes}
-    problems = [_misfit(folder, what, names) for what, names in wrong.items() if names]
+    remedy = "Fetch it again, or copy all files of one revision."
+    problems = [Problem(f"{what}: {some(names)}.", str(folder), remedy) for what, names in wrong.items() if names]
     if problems:
         raise InputError(problems=problems)
     return model
-
-
-def _misfit(folder: Path, what: str, names: list[str]) -> Problem:
-    few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return Problem(f"{what}: {few}.", str(folder), "Fetch it again, or copy all files of one revision.")
 
 
 def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Module:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunestation.errors import InputError, Problem
+from tunestation.errors import InputError, Problem, some
+from tunestation.models.folder import licences
 from tunestation.models.limits import RECORD
 from tunestation.models.native.clean import clean
 from tunestation.models.native.family import Family
@@ -113,42 +113,16 @@ def _stops(family: Family, files: dict, tokenizer: PreTrainedTokenizerFast) -> d
 
 def _copy_others(source: Path, into: Path, vocabulary: str) -> None:
     """The licence, and the vocabulary as it came: llama.cpp reads it, and the way back needs it."""
-    for path in (source / vocabulary, *source.glob("LICENSE*"), *source.glob("NOTICE*")):
+    for path in (source / vocabulary, *licences(source)):
         if path.is_file():
             shutil.copyfile(path, into / path.name)
 
 
 def _refuse_misfits(into: Path, plan: Plan, name: str) -> None:
     """Compare with what transformers is going to look for: names and shapes, before gigabytes are written."""
-    wanted, found = _wanted(into), {tensor.name: tuple(tensor.meta.shape) for tensor in plan.tensors}
-    missing = wanted.keys() - found.keys() - set(chain(*plan.misshapen.values()))
-    problems = [
-        _misfit(name, "tensors that the family does not have", plan.unknown),
-        _misfit(name, "fewer tensors than the configuration says; missing", sorted(missing)),
-        _misfit(name, "more tensors than the configuration says", sorted(found.keys() - wanted.keys())),
-        _misfit(name, "tensors of another shape than the configuration says", [*plan.misshapen, *_shapes(wanted, found)]),
-    ]
-    if any(problems):
-        raise InputError(problems=[problem for problem in problems if problem])
+    from tunestation.models.architecture import misfits, shapes_of
 
-
-def _misfit(name: str, what: str, names: list[str]) -> Problem | None:
-    few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return Problem(f"has {what}: {few}.", name, "Fetch it again, or use the family's plain model.") if names else None
-
-
-def _shapes(wanted: dict, found: dict) -> list[str]:
-    both = sorted(wanted.keys() & found.keys())
-    return [f"{name} {list(found[name])} instead of {list(wanted[name])}" for name in both if found[name] != wanted[name]]
-
-
-def _wanted(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight of the architecture that `folder`'s config.json names."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    import tunestation.models.alibi  # noqa: F401  makes the Auto classes know it
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    remedy = "Fetch it again, or use the family's plain model."
+    unknown = [Problem(f"has tensors that the family does not have: {some(plan.unknown)}.", name, remedy)] if plan.unknown else []
+    if problems := [*unknown, *misfits(shapes_of(into), plan.tensors, name, remedy, plan.misshapen)]:
+        raise InputError(problems=problems)
