@@ -126,8 +126,10 @@ def _write_gguf(params: dict, job: Job) -> None:
 
 def _plan(made_of: Ingredients, params: dict) -> tuple[merging.Plan, bool]:
     """(what to write, whether the ground has no head of its own)."""
+    from tunestation.models.architecture import ties_head
+
     source = Shards(made_of.folder)
-    tied = bool(read_json(made_of.folder / "config.json").get("tie_word_embeddings")) and HEAD not in source.names
+    tied = ties_head(made_of.folder) and HEAD not in source
     if not made_of.adapter:
         _complete(made_of.tuned, source, tied)
     adapter = Adapter(made_of.tuned) if made_of.adapter else None
@@ -137,10 +139,10 @@ def _plan(made_of: Ingredients, params: dict) -> tuple[merging.Plan, bool]:
 
 def _complete(folder: Path, source: Shards, tied: bool) -> None:
     """A weight that is not there would be filled with random numbers by whoever loads the folder."""
-    from tunestation.export.streamed import empty_model
+    from tunestation.models.architecture import shapes_of
     from tunestation.models.experts import as_parameters
 
-    wanted = set(empty_model(folder).state_dict()) - ({HEAD} if tied else set())
+    wanted = shapes_of(folder).keys() - ({HEAD} if tied else set())
     missing = sorted(wanted.difference(as_parameters(dict.fromkeys(source.names))))
     if missing:
         raise TunestationError(f"{len(missing)} weights are missing, first {missing[0]}.", str(folder), "Train again with --force.")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tunestation.errors import InputError, Problem, TunestationError
 from tunestation.export.adapter import CONFIG, REMEDY, WEIGHTS, Adapter, check
+from tunestation.models.architecture import ties_head
 from tunestation.models.names import HEAD
 from tunestation.models.shards import Shards
-from tunestation.pipeline.files import read_json
 from tunestation.pipeline.job import Result
 from tunestation.settings import local_rank
 from tunestation.training.checkpoints import SAVING, Stamp, seal
@@ -18,9 +18,8 @@ from tunestation.training.checkpoints import SAVING, Stamp, seal
 def refuse_misfit(adapter: Path, base: Path) -> None:
     """Raise InputError unless every tensor of the adapter fits the base and none is missing: peft would train those from nothing."""
     weights = Shards(base)
-    tied = bool(read_json(base / "config.json").get("tie_word_embeddings")) and HEAD not in weights
     try:
-        check(Adapter(adapter), weights, tied)
+        check(Adapter(adapter), weights, ties_head(base) and HEAD not in weights)
     except TunestationError as error:
         found = [_told(problem, adapter) for problem in error.problems]
         raise InputError(problems=found) from None
