@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from filelock import FileLock
 from original_families import internlm2
 from safetensors.torch import load_file
 from small_vocabularies import SYMBOLS, train_sentencepiece
@@ -27,6 +28,11 @@ def tuned(base):
     return {f"llm.{name}": (weight + 0.1 * torch.randn_like(weight)).bfloat16().float() for name, weight in load_file(base).items()}
 
 
+def around(path):
+    """What lies beside `path`, but for the lock."""
+    return sorted(found for found in path.parent.iterdir() if found.suffix != ".lock")
+
+
 def same(folder, wanted):
     found = load_file(folder / "model.safetensors")
     assert found.keys() == {name.removeprefix("llm.") for name in wanted}
@@ -46,7 +52,7 @@ def test_a_file_with_all_weights_becomes_a_model(base, tmp_path):
     assert import_model(path, base, tmp_path / "out") == sum(weight.numel() for weight in weights.values())
     same(tmp_path / "out", weights)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "out"]  # nothing is left beside it
+    assert around(path) == [path, tmp_path / "out"]  # nothing is left beside it
 
 
 @pytest.mark.parametrize(("stage", "world"), [(1, 1), (2, 3), (3, 4)])
@@ -82,6 +88,18 @@ def test_internlm2_s_own_layout_becomes_ours_whether_the_base_was_converted_or_n
     wanted = original.logits(original.config, weights, IDS)
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
     assert AutoTokenizer.from_pretrained(tmp_path / "out").decode(AutoTokenizer.from_pretrained(tmp_path / "out")("a b").input_ids)
+
+
+def test_what_a_killed_import_left_goes_with_the_next_one_unless_it_is_going_on(base, tmp_path, capsys):
+    path = write_pth(tmp_path / "iter_1.pth", tuned(base / "model.safetensors"))
+    left = tmp_path / ".importing-x"
+    (left / "source").mkdir(parents=True)
+    with FileLock(tmp_path / ".importing.lock"), pytest.raises(TunestationError, match="another import into this folder is going on"):
+        import_model(path, base, tmp_path / "out")
+    assert left.exists()
+    import_model(path, base, tmp_path / "out")
+    assert around(path) == [path, tmp_path / "out"]
+    assert capsys.readouterr().out == f"removed {left}, which an interrupted import left\n"
 
 
 def own_layout(folder):
@@ -127,13 +145,16 @@ def wrong(base):
     return {
         "a missing weight": (
             {key: value for key, value in weights.items() if key != last},
-            rf"1 weights do not fit, first {name}: the checkpoint has none, the base \[32, 48\]",
+            rf"iter_1.pth: has fewer tensors than the configuration says; missing: {name}\. Give the model",
         ),
         "another shape": (
             weights | {last: torch.ones(32, 8)},
-            rf"1 weights do not fit, first {name}: the checkpoint has \[32, 8\], the base \[32, 48\]\. Give the model",
+            rf"iter_1.pth: has tensors of another shape than the configuration says: {name} \[32, 8\] instead of \[32, 48\]\. Give",
         ),
-        "one too many": (weights | {"llm.model.extra.weight": torch.ones(2)}, r"extra.weight: the checkpoint has \[2\], the base none"),
+        "one too many": (
+            weights | {"llm.model.extra.weight": torch.ones(2)},
+            r"more tensors than the configuration says: model\.extra\.weight\.",
+        ),
         "no numbers": (weights | {last: torch.full((32, 48), torch.nan)}, rf"the weight {name} is not finite\."),
     }
 
@@ -144,7 +165,7 @@ def test_what_is_no_whole_model_is_refused_and_leaves_nothing(base, tmp_path, wh
     path = write_pth(tmp_path / "iter_1.pth", weights)
     with pytest.raises(InputError, match=message):
         import_model(path, base, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [path]
+    assert around(path) == [path]
 
 
 def test_the_task_tells_a_full_fine_tuning_from_an_adapter_and_recipes_can_name_the_result(station, tmp_path):

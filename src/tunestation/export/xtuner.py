@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +19,7 @@ from tunestation.errors import InputError, Problem, TunestationError
 from tunestation.export import pickles, zero
 from tunestation.export.adapter import CONFIG, PREFIX, REMEDY, WEIGHTS, Adapter, check, file_name
 from tunestation.export.report import describe
+from tunestation.export.scratch import beside
 from tunestation.models.limits import RECORD
 from tunestation.models.native.lora import carry_over
 from tunestation.models.native.registry import family_of
@@ -108,9 +108,8 @@ def import_adapter(found: Checkpoint, path: Path, model: Path, name: str, output
     tensors = _adapter_tensors(found, path)
     if family:
         tensors = carry_over(tensors, family, original).tensors
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
-        folder = Path(scratch) / output.name
+    with beside(output) as scratch:
+        folder = scratch / output.name
         folder.mkdir()
         save_file({key: tensors[key].bfloat16().contiguous() for key in sorted(tensors)}, folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG, _config(tensors, _alpha(found.config, path, alpha), bool(RSLORA.search(found.config)), name))
@@ -161,7 +160,7 @@ class _Skeleton:
     """The shapes of a model without its weights, in the place of its files."""
 
     def __init__(self, model: Path):
-        from tunestation.export.streamed import empty_model
+        from tunestation.models.architecture import empty_model
 
         self._shapes = empty_model(model).state_dict()
         self.names = list(self._shapes)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from tunestation.errors import InputError
 from tunestation.export import xtuner
-from tunestation.export.streamed import empty_model
+from tunestation.export.scratch import beside
 from tunestation.fetching.place import Place, check_space
+from tunestation.models.architecture import misfits, shapes_of, ties_head
 from tunestation.models.folder import is_weight, model_files
 from tunestation.models.limits import RECORD
 from tunestation.models.names import HEAD
@@ -63,13 +63,14 @@ def import_model(path: Path, model: Path, output: Path) -> int:
     config = record["config"] if record else read_json(model / "config.json")
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     weights = Weights(path, dtype)
-    planned = weights.planned(bool(config.get("tie_word_embeddings")))
-    if not family_of(config):
-        _refuse_misfits(planned, model, path)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(planned, bool(family_of(config)), output)
-    with TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
-        source, made = Path(scratch) / "source", Path(scratch) / output.name
+    family = family_of(config)
+    tied = family is None and ties_head(model)
+    planned = weights.planned(tied)
+    if not family:
+        _refuse_misfits(planned, tied, model, path)
+    with beside(output) as scratch:
+        _check_space(planned, family is not None, output)
+        source, made = scratch / "source", scratch / output.name
         source.mkdir()
         _copy_small(model, source)
         write_json(source / "config.json", config)
@@ -92,19 +93,8 @@ def _copy_small(model: Path, source: Path) -> None:
             shutil.copyfile(file, source / file.name)
 
 
-def _refuse_misfits(planned: list[Planned], model: Path, path: Path) -> None:
+def _refuse_misfits(planned: list[Planned], tied: bool, model: Path, path: Path) -> None:
     """Compare with what transformers is going to look for; the conversion of a family does so itself."""
-    empty = empty_model(model)
-    left_out = {HEAD} if empty.config.tie_word_embeddings else set()
-    wanted = {name: tuple(weight.shape) for name, weight in empty.state_dict().items() if name not in left_out}
-    found = {one.name: tuple(one.meta.shape) for one in planned}
-    wrong = {name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)}
-    if wrong:
-        first = min(wrong)
-        shapes = f"the checkpoint has {_told(found.get(first))}, the base {_told(wanted.get(first))}"
-        what = f"{len(wrong)} weights do not fit, first {first}: {shapes}."
-        raise InputError(what, str(path), "Give the model that it was trained from.")
-
-
-def _told(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else str(list(shape))
+    wanted = {name: shape for name, shape in shapes_of(model).items() if not (tied and name == HEAD)}
+    if problems := misfits(wanted, planned, str(path), "Give the model that it was trained from."):
+        raise InputError(problems=problems)
