@@ -24,6 +24,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -86,62 +88,69 @@ def _wait_until_ready(url: str, server: subprocess.Popen) -> None:
 
 
 async def _load(url: str, model: str, clients: int, seconds: float) -> dict:
-    found: Counter = Counter()
-    waits: list[float] = []
-    tokens = 0
-
-    async def ask(client: openai.AsyncOpenAI, question: str, stream: bool) -> tuple[str, int]:
-        request = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 64}
-        if not stream:
-            answer = await client.chat.completions.create(**request)
-            return answer.choices[0].message.content, answer.usage.completion_tokens
-        text, cost = "", 0
-        async for chunk in await client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}):
-            text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-            cost = chunk.usage.completion_tokens if chunk.usage else cost
-        return text, cost
-
-    async def client_loop(client: openai.AsyncOpenAI, number: int, alone: dict[str, str], end: float) -> None:
-        nonlocal tokens
-        turn = number
-        while time.monotonic() < end:
-            question, began = QUESTIONS[turn % len(QUESTIONS)], time.monotonic()
-            try:
-                text, cost = await ask(client, question, stream=bool(turn % 2))
-            except openai.RateLimitError:
-                found["busy"] += 1
-                continue
-            except openai.OpenAIError as error:
-                found[type(error).__name__] += 1
-                continue
-            finally:
-                turn += 1
-            waits.append(time.monotonic() - began)
-            tokens += cost
-            found["answered"] += 1
-            found["empty"] += not text
-            found["different"] += text != alone[question]
-
-    limits = httpx.Limits(max_connections=clients)
-    http = httpx.AsyncClient(trust_env=False, limits=limits, timeout=60)
+    """What `clients` on the API at `url` met in `seconds`."""
+    http = httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=clients), timeout=60)
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, http_client=http) as client:
-        alone = {question: (await ask(client, question, False))[0] for question in QUESTIONS}
-        began = time.monotonic()
-        await asyncio.gather(*(client_loop(client, number, alone, began + seconds) for number in range(clients)))
+        alone = {question: (await _ask(client, model, question, False))[0] for question in QUESTIONS}
+        began, seen = time.monotonic(), Seen()
+        await asyncio.gather(*(_talk(client, model, number, alone, began + seconds, seen) for number in range(clients)))
         taken = time.monotonic() - began
-    waits.sort()
-    lost = sum(count for name, count in found.items() if name not in ("answered", "busy", "different"))
-    return {
-        "case": f"{clients} clients for {seconds:.0f} s on {model}, every second one streamed",
-        "answered": found["answered"],
-        "lost": lost,
-        "outcomes": dict(found),
-        "answers_per_second": round(found["answered"] / taken, 1),
-        "tokens_per_second": round(tokens / taken, 1),
-        "seconds_median": round(statistics.median(waits), 3),
-        "seconds_95": round(waits[int(0.95 * len(waits))], 3),
-        "seconds_longest": round(waits[-1], 3),
-    }
+    return {"case": f"{clients} clients for {seconds:.0f} s on {model}, every second one streamed"} | seen.row(taken)
+
+
+@dataclass
+class Seen:
+    """What became of all questions."""
+
+    outcomes: Counter = field(default_factory=Counter)
+    waits: list[float] = field(default_factory=list)
+    """Seconds, of each question that was answered."""
+    tokens: int = 0
+
+    def row(self, taken: float) -> dict:
+        """The result after `taken` seconds."""
+        waits = sorted(self.waits)
+        return {
+            "answered": self.outcomes["answered"],
+            "lost": sum(count for name, count in self.outcomes.items() if name not in ("answered", "busy", "different")),
+            "outcomes": dict(self.outcomes),
+            "answers_per_second": round(self.outcomes["answered"] / taken, 1),
+            "tokens_per_second": round(self.tokens / taken, 1),
+            "seconds_median": round(statistics.median(waits), 3),
+            "seconds_95": round(waits[int(0.95 * len(waits))], 3),
+            "seconds_longest": round(waits[-1], 3),
+        }
+
+
+async def _talk(client: openai.AsyncOpenAI, model: str, number: int, alone: dict[str, str], end: float, seen: Seen) -> None:
+    """One client, asking until `end`; `alone` are the answers that each question gets by itself."""
+    for turn in count(number):
+        if time.monotonic() >= end:
+            return
+        question, began = QUESTIONS[turn % len(QUESTIONS)], time.monotonic()
+        try:
+            text, cost = await _ask(client, model, question, stream=bool(turn % 2))
+        except openai.RateLimitError:
+            seen.outcomes["busy"] += 1
+        except openai.OpenAIError as error:
+            seen.outcomes[type(error).__name__] += 1
+        else:
+            seen.waits.append(time.monotonic() - began)
+            seen.tokens += cost
+            seen.outcomes.update(answered=1, empty=not text, different=text != alone[question])
+
+
+async def _ask(client: openai.AsyncOpenAI, model: str, question: str, stream: bool) -> tuple[str, int]:
+    """The answer, and its tokens."""
+    request = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 64}
+    if not stream:
+        answer = await client.chat.completions.create(**request)
+        return answer.choices[0].message.content, answer.usage.completion_tokens
+    text, cost = "", 0
+    async for chunk in await client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}):
+        text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        cost = chunk.usage.completion_tokens if chunk.usage else cost
+    return text, cost
 
 
 def _machine() -> dict:

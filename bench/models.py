@@ -10,22 +10,26 @@ from transformers import LlamaConfig, LlamaForCausalLM
 SHAPES = {
     "internlm2-7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
     "internlm2-1.8b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16},
-    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 16},
+    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 16},
 }
 VOCABULARY = 92544
+
+
+def configuration(shape: str) -> LlamaConfig:
+    """Of a model of `shape`."""
+    vocabulary = VOCABULARY if shape != "tiny" else 512
+    return LlamaConfig(**SHAPES[shape], num_key_value_heads=8, vocab_size=vocabulary, max_position_embeddings=32768)
 
 
 def build(shape: str, base: str, rank: int = 64, dropout: float = 0.0) -> nn.Module:
     """A Llama of `shape` under fp32 LoRA adapters, B not zero, on all linear layers but the head; `base`: nf4, fp8 or bf16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[shape], num_key_value_heads=8, vocab_size=VOCABULARY if shape != "tiny" else 512)
-    config.max_position_embeddings = 32768
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with device:
-            model = LlamaForCausalLM(config)
+            model = LlamaForCausalLM(configuration(shape))
     finally:
         torch.set_default_dtype(default)
     model.config._attn_implementation = "sdpa"

@@ -1,134 +1,111 @@
-"""The same training step by the other stacks that are installed: transformers with peft, and the same with Liger's kernels.
+"""The same training step by the stacks that are installed, side by side: Tunestation, transformers with peft, the same with Liger's
+kernels, TRL, torchtune, Unsloth.
 
-`python bench/peers.py --cases A,F --out FILE`. Each runs in its default and in its best settings known, on the same weights, ids and
-optimizer; tokens are counted without padding. Rows go to the same file as those of bench/step.py.
+    python bench/peers.py --cases A,F [--python torchtune=/path/to/its/python] --out FILE
+
+Rules: every stack in its default and in its best settings known, on the same weights, token ids and labelled tokens, one optimizer step
+for all of a case's tokens; tokens are counted without padding; medians after warming up; the first losses are in the row, for they must
+agree. A stack that is not there is in the table with the reason. Each runs in a process of its own, so none takes another's rows with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib.util
+import importlib
+import subprocess
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
-import torch
-from cases import CASES, Case, rows
-from models import build
-from reading import CUDA, save
-from step import Plain, shown, timed
+from cases import TABLE, Case, Setting, case_of
+from measuring import capped, clean, failure, known, save, written
+from models import SHAPES
+from step import share, shown
 
-from tunestation.training.batches import Collate
-
-
-@dataclass
-class Setting:
-    """How a peer is run."""
-
-    stack: str
-    case: str
-    sequences: int
-    checkpointing: bool
-    note: str
+HERE = Path(__file__).resolve().parent
+STACKS = {
+    "transformers": ("transformers + peft", "peer_transformers", "peft", ""),
+    "liger": ("transformers + peft + liger", "peer_liger", "liger_kernel.transformers", "Install liger-kernel, and triton with it."),
+    "trl": ("trl", "peer_trl", "trl", "Install trl."),
+    "torchtune": ("torchtune", "peer_torchtune", "torchtune.training", "It is torchtune 0.6.1 with torchao 0.15 that runs here."),
+    "unsloth": ("unsloth", "peer_unsloth", "unsloth", "Install unsloth; it needs a GPU."),
+}
+"""Key -> its name in rows, the module that runs it, what must be importable for it, and how it comes to be."""
 
 
-def settings(stack: str, case: str) -> list[Setting]:
-    """Default settings (checkpointing on), and the best found: as large a batch as fits without it."""
-    if case == "F":
-        return [Setting(stack, case, 8, False, "packs of 2,048 with a block mask"), Setting(stack, case, 8, False, "padded rows")]
-    if case == "C":
-        return [Setting(stack, case, 1, True, "checkpointing on")]
-    return [Setting(stack, case, 8, True, "checkpointing on"), Setting(stack, case, 4, False, "checkpointing off")]
-
-
-class Peer:
-    """A peft model called as transformers' Trainer with bf16=True calls it; `loss` is the mean over labelled tokens."""
-
-    def __init__(self, model: torch.nn.Module, checkpointing: bool):
-        self.model = model
-        inner = model.get_base_model()
-        if checkpointing:
-            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            inner.gradient_checkpointing_disable()
-
-    def parameters(self):
-        return self.model.parameters()
-
-    def __call__(self, **batch: torch.Tensor):
-        with torch.autocast("cuda" if CUDA else "cpu", torch.bfloat16):
-            return self.model(**batch, use_cache=False)
-
-
-def batches(case: Case, note: str, device: torch.device) -> list[dict]:
-    """Three micro-batches: rows of one length, packs of `case.length`, or padded documents in the same number of tokens."""
-    found = []
-    for index in range(3):
-        documents = rows(case, index)
-        if note.startswith("packs"):
-            documents = packed(documents, case.length)
-        batch = Collate(0)(documents)
-        if note.startswith("padded"):
-            longest = batch["input_ids"].shape[1]
-            lengths = torch.tensor([len(row["input_ids"]) for row in documents])
-            batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
-        found.append({name: value.to(device) for name, value in batch.items()})
-    return found
-
-
-def packed(documents: list[dict], size: int) -> list[dict]:
-    """Documents one behind the other in rows of at most `size` tokens."""
-    packs: list[dict] = []
-    for document in documents:
-        if not packs or len(packs[-1]["input_ids"]) + len(document["input_ids"]) > size:
-            packs.append({name: [] for name in document})
-        for name, values in document.items():
-            packs[-1][name] = packs[-1][name] + values
-    return packs
-
-
-def run(cases: list[str], steps: int, warm: int, shape: str | None, out: Path) -> None:
-    """Measure every installed stack; one that fails says so in its row."""
-    stacks = ["transformers + peft", *(["transformers + peft + liger"] if importlib.util.find_spec("liger_kernel") else [])]
-    found, model = [], None
-    for stack in stacks:
-        for name in cases:
-            case = replace(CASES[name], shape=shape or CASES[name].shape, length=64 if shape == "tiny" else CASES[name].length)
-            model = None
-            gc.collect()
-            model = build(case.shape, case.base, case.rank, case.dropout).train()
-            if stack.endswith("liger"):
-                from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-                apply_liger_kernel_to_llama(model=model.get_base_model())
-            for setting in settings(stack, name):
-                found.append(one(model, replace(case, sequences=setting.sequences, optimizer="paged"), setting, steps, warm))
-                gc.collect()
-                if CUDA:
-                    torch.cuda.empty_cache()
-                save(found[-1:], out)
-    print(shown(found))
-
-
-def one(model: torch.nn.Module, case: Case, setting: Setting, steps: int, warm: int) -> dict:
-    """The row of one stack in one setting."""
-    start = {"case": setting.case, "stack": setting.stack, "note": f"{setting.note}, {setting.sequences} x {case.length} tokens"}
+def measure(key: str, names: list[str], shape: str | None, steps: int, warm: int, out: Path) -> None:
+    """In a process of its own: the rows of one stack."""
+    stack, runner, needed, remedy = STACKS[key]
     try:
-        peer = Peer(model, setting.checkpointing)
-        made = batches(case, setting.note, next(model.parameters()).device)
-        real = [sum(len(row["input_ids"]) for row in rows(case, index)) for index in range(3)]
-        return start | timed(Plain(peer, case, lambda outputs, _: outputs.loss), made, [1] * 3, sum(real) / 3, steps, warm)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        return start | {"failed": str(error).splitlines()[0][:200]}
+        importlib.import_module(needed)
+    except Exception as error:  # packages raise what they like when they miss a GPU or another package's version
+        save([{"case": name, "stack": stack, "absent": f"{failure(error)}. {remedy}"} for name in names], out)
+        return
+    module = importlib.import_module(runner)
+    for name in names:
+        case = case_of(name, shape)
+        if case.base == "fp8":
+            save([{"case": name, "stack": stack, "absent": "it has no frozen base in 8-bit floats under adapters"}], out)
+            continue
+        for setting in module.settings(case):
+            start = {"case": name, "stack": stack, "note": setting.told(case)}
+            save([start | attempt(module, case, setting, steps, warm, known(out))], out)
+
+
+def attempt(module: ModuleType, case: Case, setting: Setting, steps: int, warm: int, rates: dict) -> dict:
+    """What one setting gives, or why it does not run. Each gets a new model: some stacks leave their wrappers in it."""
+    clean()
+    try:
+        model = module.model(case)
+        with capped(case.gib if case.capped else None):
+            return share(module.measure(case, setting, model, steps, warm), case, rates)
+    except Exception as error:  # whatever it is, the other settings' rows are wanted
+        return {"failed": failure(error)}
+
+
+def ours(names: list[str], options: list[str], out: Path) -> None:
+    """Tunestation's rows, without DeepSpeed and with it."""
+    cases = ",".join(each for name in names for each in (name, f"{name}+zero"))
+    subprocess.run([sys.executable, str(HERE / "step.py"), "--cases", cases, *options, "--out", str(out)], check=False)
+
+
+def theirs(key: str, python: str, names: list[str], options: list[str], out: Path) -> None:
+    """One stack's rows. If its process ends before its time, the case it was at has failed, and a new one goes on with the next."""
+    while names:
+        before = len(written(out)["rows"])
+        command = [python, str(HERE / "peers.py"), "--stack", key, "--cases", ",".join(names), *options, "--out", str(out)]
+        code = subprocess.run(command, check=False).returncode
+        new = written(out)["rows"][before:]
+        reached = [name for name in names if any(row["case"] == name for row in new)]
+        if code == 0:
+            return
+        at = next((name for name in names if name not in reached), reached[-1] if reached else names[0])
+        save([{"case": at, "stack": STACKS[key][0], "failed": f"its process ended with {code}"}], out)
+        names = names[names.index(at) + 1 :]
+
+
+def run(names: list[str], pythons: dict[str, str], options: list[str], out: Path) -> None:
+    """Measure all stacks, and print the table."""
+    before = len(written(out)["rows"])
+    ours(names, options, out)
+    for key in STACKS:
+        theirs(key, pythons.get(key, sys.executable), names, options, out)
+    found = written(out)["rows"][before:]
+    print("\n" + shown(sorted(found, key=lambda row: names.index(row["case"]))))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", default="A,C,F")
+    parser.add_argument("--cases", default="A,C,F", help=f"with commas; all: {','.join(TABLE)}")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
-    parser.add_argument("--shape")
+    parser.add_argument("--shape", choices=list(SHAPES))
+    parser.add_argument("--python", action="append", default=[], metavar="STACK=PATH", help="run a stack under another interpreter")
+    parser.add_argument("--stack", choices=list(STACKS), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     given = parser.parse_args()
-    sys.exit(run(given.cases.split(","), given.steps, given.warm, given.shape, given.out))
+    asked = list(TABLE) if given.cases == "all" else given.cases.split(",")
+    if given.stack:
+        sys.exit(measure(given.stack, asked, given.shape, given.steps, given.warm, given.out))
+    passed = ["--steps", str(given.steps), "--warm", str(given.warm), *(["--shape", given.shape] if given.shape else [])]
+    run(asked, dict(pair.split("=", 1) for pair in given.python), passed, given.out)

@@ -7,25 +7,21 @@ weights and token ids for every stack, tokens without padding, median of the ste
 from __future__ import annotations
 
 import argparse
-import gc
 import os
-import statistics
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from cases import CASES, Case, rows
-from models import SHAPES, build
-from reading import CUDA, Clock, limits, save
+from cases import TABLE, Case, case_of, rows
+from measuring import CUDA, GIB, Clock, capped, clean, failure, figures, limits, save
+from models import SHAPES, build, configuration
 
 from tunestation.training import memory, zero
 from tunestation.training.batches import lay
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import Learned, learned
 from tunestation.training.pace import ceiling
-
-GIB = 2**30
 
 
 class Plain:
@@ -35,12 +31,15 @@ class Plain:
         self.model, self.loss = model, loss
         self.optimizer = optimizer(model, case)
 
-    def __call__(self, batch: dict, items: int) -> torch.Tensor:
-        loss = self.loss(self.model(**batch), items)
-        loss.backward()
+    def __call__(self, batches: list[dict], items: int) -> torch.Tensor:
+        total = 0.0
+        for batch in batches:
+            loss = self.loss(self.model(**batch), items)
+            loss.backward()
+            total = total + loss.detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return total
 
 
 class Zero2:
@@ -55,7 +54,8 @@ class Zero2:
         zero.set_buckets(config, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer(model, case), config=config)[0]
 
-    def __call__(self, batch: dict, items: int) -> torch.Tensor:
+    def __call__(self, batches: list[dict], items: int) -> torch.Tensor:
+        (batch,) = batches
         loss = self.engine(**batch).loss / items
         self.engine.backward(loss)
         self.engine.step()
@@ -72,25 +72,17 @@ def optimizer(model: torch.nn.Module, case: Case) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr=1e-4, fused=CUDA)
 
 
-def timed(step: Callable, batches: list[dict], items: list[int], tokens: float, steps: int, warm: int) -> dict:
-    """What was measured; `tokens` in a step on average."""
-    losses = [step(dict(batches[index % 3]), items[index % 3]) for index in range(warm)]
+def timed(step: Callable, batches: list[list[dict]], items: list[int], tokens: float, steps: int, warm: int) -> dict:
+    """What was measured; `batches` are the micro-batches of three steps, `tokens` in a step on average."""
+    losses = [step(batches[index % 3], items[index % 3]) for index in range(warm)]
     if CUDA:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     clock = Clock()
-    for index in range(steps):
-        losses.append(step(dict(batches[index % 3]), items[index % 3]))
+    for index in range(warm, warm + steps):
+        losses.append(step(batches[index % 3], items[index % 3]))
         clock.tick()
-    seconds = clock.seconds()
-    return {
-        "tokens_per_second": round(tokens / statistics.median(seconds)),
-        "slowest": round(tokens / max(seconds)),
-        "fastest": round(tokens / min(seconds)),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2) if CUDA else None,
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2) if CUDA else None,
-        "losses": [round(loss.item(), 4) for loss in losses[:3]],
-    }
+    return figures(clock.seconds(), [tokens] * steps, [loss.item() for loss in losses[:3]])
 
 
 def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: int, profile: bool) -> dict:
@@ -104,11 +96,11 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     gradients = learned("paged_adamw_32bit" if case.optimizer == "paged" else "adamw", 2 * case.deepspeed, case.offload)
     choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
     fast.keep(choice)
-    found = {"case": case.name, "stack": "tunestation", "kept": choice.told} | timed(step, batches, items, tokens, steps, warm)
+    found = {"kept": choice.told} | timed(step, [[batch] for batch in batches], items, tokens, steps, warm)
     waiting = sum(memory.host_bytes(fast.shape, choice, case.length * case.sequences, case.base).values())
     found["host_gib"] = round((waiting + gradients.host * fast.shape.adapters) / GIB, 2)
     if profile:
-        show_profile(lambda: step(batches[0], items[0]))
+        show_profile(lambda: step(batches[:1], items[0]))
     return found | {name: value for name, value in asdict(case).items() if name != "name"}
 
 
@@ -132,61 +124,79 @@ def show_profile(step: Callable) -> None:
         print(made.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=60), flush=True)
 
 
-def share(found: dict, case: Case, shape: memory.Shape, rates: dict) -> dict:
+def share(found: dict, case: Case, rates: dict) -> dict:
     """`found` with the share of the tokens a second that the matrix rate would allow, all tokens labelled."""
     if "matrix_tflops" not in rates or case.documents:
         return found
+    shape = memory.Shape.of(configuration(case.shape).to_dict(), case.rank)
     most = ceiling(shape, case.length, rates["matrix_tflops"] * 1e12)
     return found | {"share_of_limit": round(found["tokens_per_second"] / most, 3)}
 
 
 def shown(found: list[dict]) -> str:
     """Rows for people."""
-    return "\n".join(
-        f"{row['case']:8} {row['stack']:28} {row.get('tokens_per_second', 0):>8,} tok/s {row.get('peak_gib') or 0:>7} GiB  "
-        f"{row.get('share_of_limit', 0):.0%} of the limit  {row.get('kept') or row.get('note') or ''} {row.get('failed', '')}"
-        for row in found
-    )
+    return "\n".join(_line(row) for row in found)
+
+
+def _line(row: dict) -> str:
+    start = f"{row['case']:8} {row['stack'] + ' + ZeRO-2' * bool(row.get('deepspeed')):28}"
+    if "tokens_per_second" not in row:
+        why = f"absent: {row['absent']}" if "absent" in row else f"failed: {row['failed']}"
+        return f"{start} {why}{'; ' * ('note' in row)}{row.get('note', '')}"
+    limit = f"{row['share_of_limit']:.0%} of the limit" if "share_of_limit" in row else ""
+    said = row.get("kept") or row.get("note")
+    return f"{start} {row['tokens_per_second']:>8,} tok/s {row.get('peak_gib') or 0:>7} GiB  {limit}  {said}"
+
+
+class Models:
+    """The last model that was built, for cases that need the same."""
+
+    def __init__(self) -> None:
+        self.model, self.fast, self.built = None, None, None
+
+    def of(self, case: Case) -> tuple[torch.nn.Module, Fast]:
+        """The model of a case with nothing held ready."""
+        wanted = (case.base, case.shape, case.rank, case.dropout)
+        if wanted != self.built or case.deepspeed:
+            self.model = self.fast = self.built = None
+            clean()
+            self.model = build(case.shape, case.base, case.rank, case.dropout).train()
+            self.fast = Fast.over(self.model)
+            self.built = None if case.deepspeed else wanted  # an engine leaves its hooks in a model
+        self.fast.forget()
+        clean()
+        return self.model, self.fast
 
 
 def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> None:
-    """Measure the cases one after the other; `NAME+zero` is a case under DeepSpeed, `NAME+loose` one with `loose` gradients there."""
-    found, model, fast, built = [], None, None, None
-    rates = limits()
+    """Measure the cases one after the other; a case that fails says so in its row, and the next one runs."""
+    rates, models = limits(), Models()
     print(", ".join(f"{name} {value}" for name, value in rates.items()), flush=True)
     for name in names:
-        plain, _, how = name.partition("+")
-        case = CASES[plain]
-        case = replace(case, deepspeed=case.deepspeed or bool(how), loose=how == "loose")
-        if shape:
-            case = replace(case, shape=shape, length=64 if shape == "tiny" else case.length)
-        wanted = (case.base, case.shape, case.rank, case.dropout)
-        if wanted != built or case.deepspeed:
-            model = fast = None
-            gc.collect()
-            model = build(case.shape, case.base, case.rank, case.dropout).train()
-            built = None if case.deepspeed else wanted  # an engine leaves its hooks in a model
-            fast = Fast.over(model)
-        fast.forget()
-        gc.collect()
-        if CUDA:
-            torch.cuda.empty_cache()
+        case = case_of(name, shape)
+        start = {"case": case.name, "stack": "tunestation", "deepspeed": case.deepspeed}
         try:
-            row = share(measure(case, model, fast, steps, warm, name in profiled), case, fast.shape, rates)
-        except torch.OutOfMemoryError:
-            row = {"case": case.name, "stack": "tunestation", "failed": "does not fit"}
-        found.append(row)
-        print(shown(found[-1:]), flush=True)
-        save(found[-1:], out, rates)
+            model, fast = models.of(case)
+            with capped(case.gib if case.capped else None):
+                row = start | share(measure(case, model, fast, steps, warm, name in profiled), case, rates)
+        except Exception as error:  # whatever it is, the other cases' rows are wanted
+            row, models = start | {"failed": failure(error)}, Models()
+        print(shown([row]), flush=True)
+        save([row], out, rates)
+
+
+def named(cases: str) -> list[str]:
+    """The cases that `--cases` asks for; `all` are the published ones, without DeepSpeed and with it."""
+    return [each for name in TABLE for each in (name, f"{name}+zero")] if cases == "all" else cases.split(",")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", default="C,B,A,E")
+    parser.add_argument("--cases", default="C,B,A,E", help="NAME, NAME+zero (under DeepSpeed), NAME+loose; all: those published, both ways")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--profile", default="")
     parser.add_argument("--shape", choices=list(SHAPES))
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     given = parser.parse_args()
-    run(given.cases.split(","), given.steps, given.warm, given.profile.split(","), given.shape, given.out)
+    run(named(given.cases), given.steps, given.warm, given.profile.split(","), given.shape, given.out)

@@ -35,6 +35,14 @@ class RecipeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: object = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
 
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | float | None:
+        """DeepSpeed has clipped already. Its norm stays on the GPU until it is logged: accelerate reads it after each step, which would
+        make the host wait for the GPU, and then the GPU for the host."""
+        return model.get_global_grad_norm()
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None) -> torch.Tensor | float | None:
+        return grad_norm
+
     def evaluate(self, *_args: object, **_options: object) -> dict[str, float]:
         """Mean loss over all held-out labelled tokens (Trainer's own averages batches); the same number on every rank."""
         step = self.state.global_step
@@ -159,6 +167,7 @@ def arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
+        accelerator_config={"non_blocking": cuda},  # else the host waits for all that the GPU has been given, at each micro-batch
         average_tokens_across_devices=True,
         log_level="warning",
     )

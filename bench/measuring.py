@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +18,9 @@ import torch
 
 CUDA = torch.cuda.is_available()
 RATES = ("matrix_tflops", "copy_tbps")
-PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "deepspeed", "liger-kernel", "accelerate")
+PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate")
+PEERS = ("liger-kernel", "trl", "torchtune", "torchao", "unsloth")
+GIB = 2**30
 
 
 class Clock:
@@ -61,12 +65,52 @@ def _median(run: Callable) -> float:
     return statistics.median(clock.seconds())
 
 
+def figures(seconds: list[float], tokens: list[float], losses: list[float]) -> dict:
+    """What a row says of a stack's steps: the median rate, the peak since it was last reset, and the first losses."""
+    rates = [count / taken for count, taken in zip(tokens, seconds, strict=True)]
+    return {
+        "tokens_per_second": round(statistics.median(rates)),
+        "slowest": round(min(rates)),
+        "fastest": round(max(rates)),
+        "tokens_per_step": round(statistics.mean(tokens)),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2) if CUDA else None,
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2) if CUDA else None,
+        "losses": [round(loss, 4) for loss in losses],
+    }
+
+
+@contextmanager
+def capped(gib: float | None) -> Iterator[None]:
+    """torch may reserve no more than that on the GPU; None is all of it."""
+    if not CUDA or gib is None:
+        yield
+        return
+    torch.cuda.set_per_process_memory_fraction(gib * GIB / torch.cuda.mem_get_info()[1])
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def clean() -> None:
+    """Give back what is no longer used."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+
+
+def failure(error: BaseException) -> str:
+    """Why a row has no figures, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
 def machine() -> dict:
     """What the numbers were read on."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ") if CUDA else ("", "")
     versions = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *PEERS):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -74,9 +118,18 @@ def machine() -> dict:
     return {"gpu": name, "driver": driver, "versions": versions | {"python": platform.python_version()}}
 
 
+def written(out: Path) -> dict:
+    """A file of results; without one no rows."""
+    return json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"machine": {}, "rows": []}
+
+
+def known(out: Path) -> dict:
+    """The machine's rates, as a file of results has them."""
+    return {name: value for name, value in written(out)["machine"].items() if name in RATES}
+
+
 def save(found: list[dict], out: Path, rates: dict | None = None) -> None:
     """Add rows to a file of results, and the machine's `rates` where they were measured."""
-    before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
-    known = {name: value for name, value in before.get("machine", {}).items() if name in RATES} if rates is None else rates
-    described = machine() | known
-    out.write_text(json.dumps({"machine": described, "rows": before["rows"] + found}, indent=1) + "\n", encoding="utf-8")
+    before = written(out)["rows"]
+    described = machine() | (known(out) if rates is None else rates)
+    out.write_text(json.dumps({"machine": described, "rows": before + found}, indent=1) + "\n", encoding="utf-8")
