@@ -89,6 +89,7 @@ class Step:
 
         self.model, self.loss = made, CEWithChunkedOutputLoss()
         if setting.compiled:
+            torch.compiler.reset()  # what earlier settings compiled counts against the number of versions that torch keeps
             training.compile_model(made)
             training.compile_loss(self.loss)
         if setting.checkpointing:
