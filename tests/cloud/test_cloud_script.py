@@ -11,7 +11,10 @@ SAYS = """#!/bin/sh
 echo "$* nodes=${TUNE_NODES:-} rank=${TUNE_NODE_RANK:-} at=${TUNE_RENDEZVOUS:-}" >> "$CALLS"
 case "$*" in
     *--every*) exec sleep 60 ;;
-    reproduce*) sleep 0.5; exit ${CODE:-0} ;;
+    reproduce*)
+        # the keeper was started beside it, and may be slower
+        while [ -n "${TUNE_KEEP:-}" ] && ! grep -q -e --every "$CALLS"; do sleep 0.05; done
+        exit ${CODE:-0} ;;
 esac
 """
 
@@ -25,7 +28,7 @@ def script(tmp_path):
     def run(**variables: str) -> tuple[int, list[str]]:
         environment = {"PATH": f"{tmp_path}:{os.defpath}", "CALLS": str(tmp_path / "calls"), **variables}
         command = [PROJECT / "docker/cloud/run.sh"]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=300, check=False)
         calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
         return done.returncode, calls
 
