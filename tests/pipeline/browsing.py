@@ -12,6 +12,7 @@ from station import PATIENCE, wait_until
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 EXAMPLE = "我在职场中感到压力很大，总是很焦虑，该怎么办？"
+PAINT = "() => new Promise(painted => requestAnimationFrame(() => setTimeout(painted)))"
 
 expect.set_options(timeout=PATIENCE * 1000)
 
@@ -29,6 +30,10 @@ def new_person(chromium, language="en-US"):
 
 def open_window(person, url):
     window = person.new_page()
+    streams = window.streams = set()
+    window.on("request", lambda request: streams.add(request) if "/queue/data" in request.url else None)
+    for end in ("requestfinished", "requestfailed"):
+        window.on(end, lambda request: streams.discard(request))
     window.goto(url)
     expect(box(window)).to_be_editable()
     return window
@@ -59,10 +64,14 @@ def send(window, text, shown=None):
 
 
 def finished(window):
-    """Wait until the model has stopped: the box takes the next message, and all that was told with it is painted."""
+    """Wait until the model has stopped: the box takes the next message, and all that was told with it is painted.
+
+    Gradio loses the answer to a question that is sent after its server has closed the stream of events and before the browser knows.
+    """
     expect(box(window)).to_be_editable()
     expect(window.locator("#box .submit-button")).to_be_visible()
-    window.evaluate("() => new Promise(painted => requestAnimationFrame(() => setTimeout(painted)))")
+    wait_until(lambda: window.evaluate(PAINT) or not window.streams)
+    window.evaluate(PAINT)
 
 
 def wait_for_words(window):
