@@ -42,14 +42,16 @@ class TunestationError(Exception):
 
 
 class InputError(TunestationError):
-    """The user's input (recipe, data, argument) is wrong; nothing was run. Exit code 2."""
+    """The user's input (recipe, data, argument) is wrong. Exit code 2."""
 
     exit_code = 2
+    standing = "nothing was run"
+    """What was done all the same, told beside several problems: `pipeline.run` says it of stages."""
 
     def __str__(self) -> str:
         lines = super().__str__()
         many = len(self.problems)
-        return lines if many == 1 else f"{lines}\n{many} problems; nothing was run."
+        return lines if many == 1 else f"{lines}\n{many} problems; {self.standing}."
 
 
 class ReproductionDiffers(TunestationError):

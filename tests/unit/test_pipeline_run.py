@@ -93,8 +93,15 @@ def test_an_interrupted_run_goes_on_in_its_folder_and_a_forced_one_begins_with_a
 def test_wrong_input_found_by_a_stage_comes_back_with_every_problem(line):
     error, left = failure(line, "refuse")
     assert (type(error), error.exit_code) == (InputError, 2)
-    assert str(error) == "x.jsonl:3: is wrong. Mend it.\nx.jsonl:9: ist falsch: 你好.\n2 problems; nothing was run."
+    assert str(error) == "x.jsonl:3: is wrong. Mend it.\nx.jsonl:9: ist falsch: 你好.\n2 problems; one did not finish."
     assert [name.endswith(".partial") for name in left] == [True]
+
+
+def test_wrong_input_found_later_says_which_stages_were_done_before(line):
+    with pytest.raises(InputError, match=r"2 problems; two did not finish, what one made is kept\.$"):
+        line.run(line.stages[0], stage("two", "refuse", needs=("one",)))
+    with pytest.raises(InputError, match=r"2 problems; two did not finish\.$"):
+        line.run(line.stages[0], stage("two", "refuse", needs=("one",)))
 
 
 def test_a_mistake_of_ours_becomes_one_line_that_names_the_log_with_the_traceback(line):

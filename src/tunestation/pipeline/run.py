@@ -12,7 +12,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from tunestation.errors import TunestationError
+from tunestation.errors import InputError, TunestationError
 from tunestation.pipeline import machine
 from tunestation.pipeline.digest import RECORD, write_sums
 from tunestation.pipeline.files import read_json, write_json
@@ -67,18 +67,34 @@ def run(stages: Sequence[Stage], shelf: Shelf, runtime: dict, workers: Workers, 
 
     Several nodes each fetch and prepare for themselves, and meet before a distributed stage; what follows it is for node 0 alone.
     """
-    found = keys(stages)
+    found, made = keys(stages), []
     _sweep(stages, shelf)
     for stage in _share(stages, workers):
-        step = decide(stage, found, shelf, stage.name in forced)
-        if stage.distributed and workers.nodes > 1:
-            step = agree(step, found, shelf, workers)
-        start = time.monotonic()
-        if step.action == "skip":
-            yield Done(step, "skipped", 0.0, shelf.published(stage.name, step.key))
-            continue
-        print(f"\n[{stage.name}] {step.action}: {step.reason}", flush=True)
-        yield _run_step(step, found, shelf, runtime, workers, start)
+        with _standing(stage.name, made):
+            done = _done(stage, found, shelf, runtime, workers, stage.name in forced)
+        made += [stage.name] * (done.outcome != "skipped")
+        yield done
+
+
+@contextmanager
+def _standing(stage: str, made: list[str]) -> Iterator[None]:
+    """Wrong input that `stage` finds stops the run behind the stages that it has `made`."""
+    try:
+        yield
+    except InputError as error:
+        error.standing = f"{stage} did not finish" + (f", what {' and '.join(made)} made is kept" if made else "")
+        raise
+
+
+def _done(stage: Stage, found: dict[str, str], shelf: Shelf, runtime: dict, workers: Workers, forced: bool) -> Done:
+    step = decide(stage, found, shelf, forced)
+    if stage.distributed and workers.nodes > 1:
+        step = agree(step, found, shelf, workers)
+    start = time.monotonic()
+    if step.action == "skip":
+        return Done(step, "skipped", 0.0, shelf.published(stage.name, step.key))
+    print(f"\n[{stage.name}] {step.action}: {step.reason}", flush=True)
+    return _run_step(step, found, shelf, runtime, workers, start)
 
 
 def _sweep(stages: Sequence[Stage], shelf: Shelf) -> None:
