@@ -77,6 +77,7 @@ def test_an_unknown_key_is_named_at_every_level_with_the_nearest_valid_one(bench
             "export: {shard_size: 2G}\nevaluate:",
             "small.yaml:14: export.shard_size must be a text like ^\\d+(\\.\\d+)?(MB|GB)$, not '2G'.",
         ),
+        ("epochs: 1", "epochs: 1e9", "small.yaml:12: train.epochs must be less than or equal to 1000, not 1000000000.0."),
         ("schema_version: 1", "schema_version: 2", "small.yaml:1: schema_version must be 1, not 2."),
     ],
 )

@@ -37,9 +37,9 @@ class Train(Part):
     """qlora: adapters over a base held as `base` says; lora: adapters over a bfloat16 base; full: every weight."""
     objective: Literal["sft", "pretrain"] = "sft"
     """sft: learn the answers of conversations; pretrain: learn every token of documents (`data.sources[].format` of kind `text`)."""
-    epochs: Annotated[float, Field(ge=0)] = 3
-    """Passes over the data; the steps are epochs x packs / global_batch_size, rounded. 0 trains nothing, and `model.adapter` is merged
-    as it is."""
+    epochs: Annotated[float, Field(ge=0, le=1000)] = 3
+    """Passes over the data, 1000 at most; the steps are epochs x packs / global_batch_size, rounded. 0 trains nothing, and `model.adapter`
+    is merged as it is."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """What is learned of a conversation: every answer with its stop token; the last answer alone; or every token."""
     max_tokens: Annotated[int, Field(ge=8)] = 2048
