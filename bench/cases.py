@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from dataclasses import dataclass, replace
 
@@ -71,6 +72,21 @@ def case_of(name: str, shape: str | None = None) -> Case:
     offload = case.offload and bool(how)
     case = replace(case, deepspeed=bool(how), loose=how == "loose", offload=offload, optimizer="adamw" if offload else case.optimizer)
     return replace(case, shape=shape, length=TINY if shape == "tiny" else case.length) if shape else case
+
+HOWS = ("zero", "loose")
+"""What may follow a case's name and a plus: under DeepSpeed, and there with `loose` gradients."""
+
+
+def named(text: str, hows: tuple[str, ...] = HOWS) -> list[str]:
+    """The cases that `text` names, as `A,C+zero`; `all` are the published ones. Raises ArgumentTypeError that names those there are."""
+    if text == "all":
+        return [each for name in TABLE for each in ((name, f"{name}+zero") if hows else (name,))]
+    asked = [name.strip() for name in text.split(",")]
+    wrong = [name for name in asked if name.partition("+")[0] not in CASES or ("+" in name and name.partition("+")[2] not in hows)]
+    if wrong:
+        behind = f", each also with +{' or +'.join(hows)} behind it" if hows else ""
+        raise argparse.ArgumentTypeError(f"there is no case '{', '.join(wrong)}'. Choose from: {', '.join(CASES)}{behind}; or all.")
+    return asked
 
 
 def rows(case: Case, index: int) -> list[dict]:

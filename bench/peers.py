@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from cases import TABLE, Case, Setting, case_of
+from cases import TABLE, Case, Setting, case_of, named
 from measuring import capped, clean, failure, known, save, written
 from models import SHAPES
 from step import share, shown
@@ -96,7 +96,7 @@ def run(names: list[str], pythons: dict[str, str], options: list[str], out: Path
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", default="A,C,F", help=f"with commas; all: {','.join(TABLE)}")
+    parser.add_argument("--cases", type=lambda text: named(text, ()), default="A,C,F", help=f"with commas; all: {','.join(TABLE)}")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--shape", choices=list(SHAPES))
@@ -104,8 +104,7 @@ if __name__ == "__main__":
     parser.add_argument("--stack", choices=list(STACKS), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     given = parser.parse_args()
-    asked = list(TABLE) if given.cases == "all" else given.cases.split(",")
     if given.stack:
-        sys.exit(measure(given.stack, asked, given.shape, given.steps, given.warm, given.out))
+        sys.exit(measure(given.stack, given.cases, given.shape, given.steps, given.warm, given.out))
     passed = ["--steps", str(given.steps), "--warm", str(given.warm), *(["--shape", given.shape] if given.shape else [])]
-    run(asked, dict(pair.split("=", 1) for pair in given.python), passed, given.out)
+    run(given.cases, dict(pair.split("=", 1) for pair in given.python), passed, given.out)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from cases import TABLE, Case, case_of, rows
+from cases import Case, case_of, named, rows
 from measuring import CUDA, GIB, Clock, capped, clean, failure, figures, limits, save
 from models import SHAPES, build, configuration
 
@@ -93,7 +93,8 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     items = [len(batch["targets"]) for batch in batches]
     tokens = sum(batch.pop("labels").numel() for batch in batches) / 3
     step = (Zero2 if case.deepspeed else Plain)(model, case)
-    gradients = learned("paged_adamw_32bit" if case.optimizer == "paged" else "adamw", 2 * case.deepspeed, case.offload)
+    kind = "paged_adamw_32bit" if case.optimizer == "paged" else "adamw"
+    gradients = learned(kind, 2 if case.deepspeed else None, "optimizer" if case.offload else "none")
     choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
     fast.keep(choice)
     found = {"kept": choice.told} | timed(step, [[batch] for batch in batches], items, tokens, steps, warm)
@@ -185,18 +186,14 @@ def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str
         save([row], out, rates)
 
 
-def named(cases: str) -> list[str]:
-    """The cases that `--cases` asks for; `all` are the published ones, without DeepSpeed and with it."""
-    return [each for name in TABLE for each in (name, f"{name}+zero")] if cases == "all" else cases.split(",")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", default="C,B,A,E", help="NAME, NAME+zero (under DeepSpeed), NAME+loose; all: those published, both ways")
+    cases = "NAME, NAME+zero (under DeepSpeed), NAME+loose; all: those published, both ways"
+    parser.add_argument("--cases", type=named, default="C,B,A,E", help=cases)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--profile", default="")
     parser.add_argument("--shape", choices=list(SHAPES))
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     given = parser.parse_args()
-    run(named(given.cases), given.steps, given.warm, given.profile.split(","), given.shape, given.out)
+    run(given.cases, given.steps, given.warm, given.profile.split(","), given.shape, given.out)

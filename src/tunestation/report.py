@@ -50,7 +50,7 @@ def _shares(natural: Sequence[int], room: int) -> list[int]:
     """Columns for each of several texts: what it would take, or for the widest ones equal parts of the room that others leave."""
     left, sizes = room, {}
     for place in sorted(range(len(natural)), key=natural.__getitem__):
-        sizes[place] = max(MIN_COLUMN, min(natural[place], left // (len(natural) - len(sizes))))
+        sizes[place] = min(natural[place], max(MIN_COLUMN, left // (len(natural) - len(sizes))))
         left -= sizes[place]
     return [sizes[place] for place in range(len(natural))]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,16 +18,17 @@ from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import nodes_training, world_size
-from tunestation.training import cards, checkpoints, given, memory, pace, zero
+from tunestation.training import checkpoints, foresight, given, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, lay, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.model import Fast, obstacle
-from tunestation.training.learned import STATES, Learned, learned
+from tunestation.training.learned import STATES, learned
 from tunestation.training.order import Order, draw, tokens_by_step
 from tunestation.training.packed import documents, pack, packable, packs
 from tunestation.training.rehearsal import Rehearsal, advised
+from tunestation.training.setup import Setup
 from tunestation.training.trainer import RecipeTrainer, arguments
 
 CHECKPOINTS = "checkpoints"
@@ -49,16 +52,19 @@ def run(params: dict, job: Job) -> Result:
     every = params["samples"]["every_steps"] if len(held_out) else None
     # before the model: it tells transformers whether weights are to be sharded while they are loaded (ZeRO-3)
     args = arguments(settings, order.steps, machine["micro_batch_size"], accumulation, config, job.output, every)
+    config = args.hf_deepspeed_config.config  # a copy, and what DeepSpeed gets
     tokenizer = models.load_tokenizer(job.needs["prepare"] / "tokenizer")
     set_seed(settings["seed"])
     model = _build(params, job, tokenizer, config)
     zero.set_buckets(config, models.trainable(model))
+    if config["zero_optimization"]["stage"] == 3:
+        zero.set_gathering(config, models.stored(model) // model.config.num_hidden_layers)
     fast, why_not = _fast(model, settings, job.machine, config)
-    trainer = _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order)
-    result = _train(trainer, job, order)
+    setup = foresight.setup_of(model, settings, machine, fast is not None)
+    trainer = _trainer(params, job, model, fast, setup, tokenizer, args, rows, held_out, order)
+    result = _train(trainer, job, order, setup)
     step = f"transformers' own step, since {why_not}" if fast is None else f"the fast step, {fast.choice.told}"
-    facts = {"step": step} | (_planned(params, job, fast, rows, accumulation) if fast and torch.cuda.is_available() else {})
-    return replace(result, observed=result.observed | facts)
+    return replace(result, observed=result.observed | {"step": step} | foresight.planned(setup, fast, rows))
 
 
 def _adapter(params: dict, job: Job) -> Path:
@@ -134,30 +140,7 @@ def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -
     return None, reason
 
 
-def _planned(params: dict, job: Job, fast: Fast, rows: object, accumulation: int) -> dict:
-    """What a plan says of the choice that was made, on this card; empty if its rates are not known."""
-    settings, machine = params["settings"], job.machine
-    total = torch.cuda.mem_get_info()[1] / memory.GIB
-    card = cards.named(torch.cuda.get_device_name(), total)
-    base = settings["base"]["type"] if settings["method"] == "qlora" else "bf16"
-    if card is None or (base == "fp8" and not card.rate_8):
-        return {}
-    tokens = sum(len(ids) for ids in rows["input_ids"]) * machine["micro_batch_size"] // len(rows)
-    span = tokens / machine["micro_batch_size"] / max(1, sum(ids.count(0) for ids in rows["position_ids"]) / len(rows))
-    seconds = pace.micro_batch(fast.shape, card, fast.choice, tokens, tokens, span, base, settings["lora"]["dropout"] > 0)
-    longest = max(len(ids) for ids in rows["input_ids"]) * machine["micro_batch_size"]
-    gradients = _gradients(settings, machine, accumulation)
-    parts = memory.components(fast.shape, fast.choice, longest, base, gradients, settings["base"]["double_quant"])
-    speed = tokens * accumulation / (accumulation * seconds + pace.optimizer_step(fast.shape, card))
-    return {"planned": {"peak_memory_gb": round(sum(parts.values()) / 1e9, 2), "tokens_per_second": round(speed * world_size())}}
-
-
-def _gradients(settings: dict, machine: dict, accumulation: int) -> Learned:
-    """What weights that learn take on each of today's GPUs."""
-    return learned(settings["optimizer"], machine["zero_stage"], machine["offload"] != "none", world_size(), accumulation > 1)
-
-
-def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:
+def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:
     settings, samples = params["settings"], params["samples"]
     lengths = [len(ids) for ids in rows["input_ids"]]
     tokens = tokens_by_step(order, lengths, settings["global_batch_size"])
@@ -168,14 +151,14 @@ def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: O
         return batch_answers(model, tokenizer, talk, samples["max_new_tokens"]) if talk else []
 
     callbacks = [
-        *_rehearsal(model, fast, collate, rows, held_out, settings, job),
+        _rehearsal(params, job, model, fast, setup, collate, rows, held_out, lambda: trainer),
         TensorBoardCallback(SummaryWriter(log_dir=str(job.output / "logs"))),
         Samples(answer, samples["every_steps"], job.output / "samples.json"),
         Watch(tokens, order.steps),  # after the first answers, which are no part of the steps' time
         StopOnRequest(stop_file(job)),
         *([] if job.machine["zero_stage"] else [FreshOptimizer()]),
     ]
-    return RecipeTrainer(
+    trainer = RecipeTrainer(
         folder=job.output / CHECKPOINTS,
         keep=settings["keep"],
         zero_stage=job.machine["zero_stage"],
@@ -187,26 +170,24 @@ def _trainer(params, job, model, fast, tokenizer, args, rows, held_out, order: O
         eval_dataset=held_out,
         callbacks=callbacks,
     )
+    return trainer
 
 
-def _rehearsal(model, fast, collate, rows, held_out, settings: dict, job: Job) -> list[Rehearsal]:
-    """Of training adapters: with all weights to learn, DeepSpeed alone knows where gradients go."""
-    if settings["method"] == "full" or job.machine["zero_stage"] == 3:
-        return []
-    longest = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))[: job.machine["micro_batch_size"]]
+def _rehearsal(params, job, model, fast, setup: Setup | None, collate, rows, held_out, trainer: Callable) -> Rehearsal:
+    """`trainer` gives the trainer, which is made with the rehearsal."""
+    settings, machine, count = params["settings"], job.machine, models.trainable(model)
+    longest = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))[: machine["micro_batch_size"]]
     evaluated = max(held_out, key=lambda row: len(row["input_ids"]), default=None)
-    wanted = job.machine["gradient_checkpointing"]
-    checkpointing = None if wanted == "auto" else wanted
     folder = job.output / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
-    found = [rows[index] for index in longest]
-    ranks = world_size() if job.machine["zero_stage"] else 1
-    a_weight = 0 if job.machine["offload"] == "optimizer" else STATES[settings["optimizer"]]
-    states = a_weight * models.trainable(model) // ranks
-    accumulation = zero.accumulation_steps(settings["global_batch_size"], job.machine["micro_batch_size"], world_size())
-    gradients, base = _gradients(settings, job.machine, accumulation), settings["base"]["type"] if settings["method"] == "qlora" else "bf16"
-    kept = settings["keep"] + 2
-    return [Rehearsal(model, fast, collate, found, evaluated, checkpointing, folder, kept, states, base, gradients)]
+    optimizer, stage, offload = settings["optimizer"], machine["zero_stage"], machine["offload"]
+    accumulation = zero.accumulation_steps(settings["global_batch_size"], machine["micro_batch_size"], world_size())
+    gradients = learned(optimizer, stage, offload, world_size(), accumulation > 1, count)
+    # without ZeRO DeepSpeed has made Adam's states by now
+    states = STATES[optimizer] * count // world_size() if stage and offload == "none" else 0
+    found, kept = [rows[index] for index in longest], settings["keep"] + 2
+    late = (lambda path: trainer().save_model(path), lambda: trainer().share_weights(), partial(foresight.advice, setup))
+    return Rehearsal(model, fast, collate, found, evaluated, folder, kept, states, gradients, setup, *late)
 
 
 def _system(samples: dict) -> list[dict]:
@@ -218,7 +199,7 @@ def stop_file(job: Job) -> Path:
     return Path(job.machine["logs"]) / STOP
 
 
-def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
+def _train(trainer: RecipeTrainer, job: Job, order: Order, setup: Setup) -> Result:
     folder = job.output / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     world = checkpoints.World(world_size(), nodes_training(), job.machine["micro_batch_size"], job.machine["zero_stage"])
@@ -226,7 +207,7 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order) -> Result:
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)
     longest = max(len(ids) for ids in trainer.train_dataset.data["input_ids"]) * job.machine["micro_batch_size"]
-    with checkpoints.trusted_classes_only(checkpoint), advised(longest):
+    with checkpoints.trusted_classes_only(checkpoint), advised(longest, partial(foresight.advice, setup)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch, samples, stop = (_callback(trainer, kind) for kind in (Watch, Samples, StopOnRequest))
     if stop.stopped:

@@ -29,23 +29,25 @@ class Card:
     """Of its memory, GB/s."""
     link: float
     """To and from host memory, GB/s each way: of PCIe 4.0 (5.0) x16's 32 (63) what copies from pinned memory reach."""
+    between: float
+    """To and from other GPUs of its host, GB/s each way: NVLink of cards that are sold with it, else `link`."""
 
 
 CARDS = {
     card.name: card
     for card in (
-        Card("rtx3090", 23.6, 71, None, 936, 25),
-        Card("rtx4090", 23.5, 165, 330, 1008, 25),
-        Card("l4", 22.0, 121, 242, 300, 25),  # at 72 W it may hold its rates for moments only
-        Card("rtx5090", 31.4, 210, 419, 1792, 50),
-        Card("a100-40", 39.4, 312, None, 1555, 25),
-        Card("a40", 44.4, 150, None, 696, 25),
-        Card("a6000", 47.4, 155, None, 768, 25),
-        Card("l40s", 44.4, 362, 733, 864, 25),
-        Card("a100-80", 79.1, 312, None, 2039, 25),
-        Card("h100-pcie", 79.1, 756, 1513, 2000, 50),
-        Card("h100", 79.1, 989, 1979, 3350, 50),
-        Card("h200", 139.8, 989, 1979, 4800, 50),
+        Card("rtx3090", 23.6, 71, None, 936, 25, 25),
+        Card("rtx4090", 23.5, 165, 330, 1008, 25, 25),
+        Card("l4", 22.0, 121, 242, 300, 25, 25),  # at 72 W it may hold its rates for moments only
+        Card("rtx5090", 31.4, 210, 419, 1792, 50, 50),
+        Card("a100-40", 39.4, 312, None, 1555, 25, 300),
+        Card("a40", 44.4, 150, None, 696, 25, 25),
+        Card("a6000", 47.4, 155, None, 768, 25, 25),
+        Card("l40s", 44.4, 362, 733, 864, 25, 25),
+        Card("a100-80", 79.1, 312, None, 2039, 25, 300),
+        Card("h100-pcie", 79.1, 756, 1513, 2000, 50, 50),
+        Card("h100", 79.1, 989, 1979, 3350, 50, 450),
+        Card("h200", 139.8, 989, 1979, 4800, 50, 450),
     )
 }
 

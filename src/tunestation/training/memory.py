@@ -33,11 +33,13 @@ class Shape:
     rank: int
     head_norms: bool = False
     """Whether queries and keys are normalised: then they are kept from before, too."""
+    packed: bool = False
+    """Whether q, k, v are one layer and gate and up another, each under one adapter."""
 
     @classmethod
     def of(cls, config: dict, rank: int) -> Shape:
         """From the fields of a model's config.json."""
-        heads = config["num_attention_heads"]
+        heads, family = config["num_attention_heads"], config.get("model_type", config.get("family"))
         return cls(
             config["hidden_size"],
             config["intermediate_size"],
@@ -48,7 +50,8 @@ class Shape:
             config["vocab_size"],
             bool(config.get("tie_word_embeddings")),
             rank,
-            config.get("model_type", config.get("family")) == "qwen3",
+            family == "qwen3",
+            family == "phi3",
         )
 
     @property
@@ -56,9 +59,9 @@ class Shape:
         """(inputs, outputs, adapted layers) of the four products of a decoder layer."""
         queries, both = self.heads * self.head_size, 2 * self.kv_heads * self.head_size
         return [
-            (self.hidden, queries + both, 3),
+            (self.hidden, queries + both, 1 if self.packed else 3),
             (queries, self.hidden, 1),
-            (self.hidden, 2 * self.intermediate, 2),
+            (self.hidden, 2 * self.intermediate, 1 if self.packed else 2),
             (self.intermediate, self.hidden, 1),
         ]
 
@@ -73,6 +76,11 @@ class Shape:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
+    def weights(self) -> int:
+        """All weights, those of norms included."""
+        return self.linear + self.embedding + (2 * self.layers + 1) * self.hidden
+
+    @property
     def adapters(self) -> int:
         """Weights of all adapters."""
         return self.layers * self.rank * sum(inputs * members + outputs for inputs, outputs, members in self.products)
@@ -80,7 +88,7 @@ class Shape:
     @property
     def tails(self) -> int:
         """Columns that adapters add to the inputs of a layer's products."""
-        return 7 * self.rank
+        return self.rank * sum(members for _, _, members in self.products)
 
 
 def kept(shape: Shape, keep: int) -> int:
@@ -147,12 +155,17 @@ class Choice:
         return [2] * self.input + [1] * self.attention + [0] * self.everything
 
     @property
+    def again(self) -> str:
+        """What is computed again, in few words."""
+        parts = [f"{self.input} of {len(self.levels)} layers"] * (self.input > 0)
+        return ", ".join(parts + [f"gate, up of {self.attention}"] * (self.attention > 0)) or "nothing"
+
+    @property
     def told(self) -> str:
         """In words."""
         layers = len(self.levels)
-        parts = [f"{self.input} of {layers} layers computed again"] if self.input else []
-        parts += [f"gate and up of {self.attention} computed again"] if self.attention else []
-        parts = parts or ["nothing computed again"]
+        parts = [f"{self.input} of {layers} layers computed again"] * (self.input > 0)
+        parts = parts + [f"gate and up of {self.attention} computed again"] * (self.attention > 0) or ["nothing computed again"]
         parts += [f"weights of {self.dense} layers kept in 16 bits"] if self.dense else []
         return ", ".join([*parts, *([f"in host memory: {' and '.join(self.host.told)}"] if self.host.told else [])])
 

@@ -125,6 +125,11 @@ def total(model: torch.nn.Module) -> int:
     return sum(_count(weight) for weight in model.parameters())
 
 
+def stored(model: torch.nn.Module) -> int:
+    """Numbers that all weights are held in: 4-bit ones are packed."""
+    return sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters())
+
+
 def _count(weight: torch.nn.Parameter) -> int:
     """Weights behind a parameter: 4-bit ones are packed in pairs or more, and ZeRO-3 leaves a shard of the rest."""
     state = getattr(weight, "quant_state", None)

@@ -19,17 +19,21 @@ class Order:
     """Visits of the last epoch that would have made an incomplete step."""
 
 
+def steps(packs: int, epochs: float, global_batch_size: int) -> int:
+    """Optimizer steps: epochs x packs / global_batch_size, rounded down, at least 1."""
+    return max(1, round(packs * epochs) // global_batch_size)
+
+
 def draw(packs: int, epochs: float, global_batch_size: int, seed: int) -> Order:
-    """Shuffle each epoch by `seed`; steps = epochs x packs / global_batch_size, rounded down, at least 1."""
-    wanted = max(1, round(packs * epochs))
-    steps = max(1, wanted // global_batch_size)
-    needed = steps * global_batch_size
+    """Shuffle each epoch by `seed`; as many as make whole `steps`."""
+    wanted, count = max(1, round(packs * epochs)), steps(packs, epochs, global_batch_size)
+    needed = count * global_batch_size
     visits: list[int] = []
     epoch = 0
     while len(visits) < needed:
         visits += random.Random(f"{seed}/{epoch}").sample(range(packs), packs)
         epoch += 1
-    return Order(tuple(visits[:needed]), steps, max(0, wanted - needed))
+    return Order(tuple(visits[:needed]), count, max(0, wanted - needed))
 
 
 def tokens_by_step(order: Order, lengths: Sequence[int], global_batch_size: int) -> list[int]:

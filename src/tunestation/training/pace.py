@@ -13,6 +13,8 @@ PRODUCTS, PRODUCTS_8, ATTENTION, TRAFFIC, DEQUANTISED = 0.70, 0.66, 0.37, 0.68, 
 """Shares of the datasheet's rates that products in 16 and 8 bits, attention, elementwise work and dequantisation reach."""
 ADAMW, OPTIMIZER = 28, 0.012
 """Bytes that AdamW moves for a weight; seconds that a step's end takes besides, in DeepSpeed and in waiting for it."""
+HOST_ADAM = 9e9
+"""Bytes a second that AdamW moves in host memory: torch's, 1.1e9 a core as read on 2 cores, on 8."""
 LAUNCHES = 0.0045
 """Seconds in which a processor gives a GPU the work of one layer, there and back: a floor that small micro-batches meet."""
 
@@ -71,6 +73,8 @@ def traffic(shape: Shape, base: str, dropout: bool) -> float:
     return HALF * columns * shape.layers
 
 
-def optimizer_step(shape: Shape, card: Card) -> float:
-    """Seconds between the last micro-batch of a step and the first of the next."""
-    return ADAMW * shape.adapters / (card.bandwidth * 1e9) + OPTIMIZER
+def optimizer_step(weights: float, card: Card, offload: str = "none") -> float:
+    """Seconds between the last micro-batch of a step and the first of the next, for `weights` that learn on each GPU."""
+    if offload == "none":
+        return ADAMW * weights / (card.bandwidth * 1e9) + OPTIMIZER
+    return ADAMW * weights / HOST_ADAM + 2 * HALF * weights / (card.link * 1e9) + OPTIMIZER

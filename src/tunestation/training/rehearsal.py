@@ -16,11 +16,12 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunestation.errors import TunestationError
-from tunestation.settings import local_rank
 from tunestation.training import memory
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import Learned
 from tunestation.training.loss import of_outputs
+from tunestation.training.model import trainable
+from tunestation.training.setup import Setup
 
 CHECKPOINT_BYTES = 14
 """Of a trainable weight in a checkpoint: itself, and its master copy and Adam's two states in fp32."""
@@ -37,27 +38,35 @@ class Rehearsal(TrainerCallback):
     """The rows of the longest micro-batch."""
     held_out: dict | None
     """The longest row that is evaluated."""
-    checkpointing: bool | None
-    """`runtime.gradient_checkpointing`; None lets memory decide."""
     folder: Path
     """Where checkpoints go."""
     checkpoints: int
     """How many there are at most at once."""
     states: int
     """Bytes of Adam's states on this GPU, which the first step will make."""
-    base: str
-    """How the frozen weights are held: nf4, fp8 or bf16."""
     gradients: Learned
+    """What weights that learn take beside themselves."""
+    setup: Setup | None
+    """What is planned with; None where the fast step does not know the model either."""
+    save: Callable[[str], None]
+    """Saves what a checkpoint holds of the model, all processes together."""
+    share: Callable[[], None]
+    """Under ZeRO-3: gives back the weights that were brought together."""
+    advice: Callable[[], str]
+    """What to do if it does not fit."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.check_disk()
         if self.fast:
             free = self.free() - (0 if state.global_step else self.states)  # one that goes on has loaded them
-            choice = memory.choose(self.fast.shape, self.tokens, free, self.checkpointing, self.base, self.gradients)
+            setup, shape = self.setup, self.fast.shape
+            choice = memory.choose(shape, self.tokens, free, setup.checkpointing, setup.base, self.gradients, setup.double_quant)
             self.fast.keep(choice)
             print(f"  kept in memory: {choice.told}", flush=True)
-        with advised(self.tokens):
+        with advised(self.tokens, self.advice):
             self.run(args.device, 0 if state.global_step else self.states)
+        self.share()
+        self.try_saving(state.is_world_process_zero)
 
     @property
     def tokens(self) -> int:
@@ -79,27 +88,51 @@ class Rehearsal(TrainerCallback):
 
     def check_disk(self) -> None:
         """Raises TunestationError if the checkpoints that are to be kept do not fit on the disk."""
-        needed = CHECKPOINT_BYTES * self.checkpoints * sum(weight.numel() for weight in self.weights)
+        needed = CHECKPOINT_BYTES * self.checkpoints * trainable(self.model)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             what = f"{self.checkpoints} checkpoints need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in the runs folder."
             raise TunestationError(what, remedy="Free some space, or lower train.keep.")
 
     def run(self, device: torch.device, states: int) -> None:
-        """One forward and backward pass of the longest micro-batch, one evaluation, one save; `states` bytes are held meanwhile."""
+        """One forward and backward pass of the longest micro-batch, what the optimizer's step takes, and one evaluation.
+
+        `states` bytes are held meanwhile.
+        """
         mode, held = self.model.training, torch.empty(states, dtype=torch.uint8, device=device)
         with torch.random.fork_rng():
-            loss = self._loss(self.longest, device)
-            torch.autograd.grad(loss, self.weights, allow_unused=True)
-            del loss
+            self._backward(self._loss(self.longest, device))
+            torch.empty(round(self.gradients.step * trainable(self.model)), dtype=torch.uint8, device=device)
             if self.held_out:
                 with torch.no_grad():
                     self._loss([self.held_out], device)
         del held
         self.model.train(mode)
-        tried = self.folder / f".rehearsal-{local_rank()}"  # each process of this machine saves and removes its own
-        self.model.save_pretrained(tried, safe_serialization=True, save_embedding_layers=False)
-        shutil.rmtree(tried)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Gradients are not kept, but as many bytes as DeepSpeed will take for them on this GPU: it hands most of them to others."""
+        found, count = self.gradients, trainable(self.model)
+        kept = [torch.empty(round(found.held * count), dtype=torch.uint8, device=loss.device)]
+
+        def taken(gradient: torch.Tensor) -> torch.Tensor:
+            first = round((found.early - found.held) * count) if len(kept) == 1 else 0
+            size = round((found.backward - found.early) * gradient.numel())
+            kept.append(torch.empty(first + size, dtype=torch.uint8, device=gradient.device))
+            return gradient.new_zeros(()).expand_as(gradient)
+
+        hooks = [weight.register_hook(taken) for weight in self.weights]
+        try:
+            torch.autograd.grad(loss, self.weights, allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def try_saving(self, writes: bool) -> None:
+        """Save once as checkpoints will be; this process `writes`, or only takes part."""
+        tried = self.folder / ".rehearsal"
+        self.save(str(tried))
+        if writes:
+            shutil.rmtree(tried)
 
     def _loss(self, rows: list[dict], device: torch.device) -> torch.Tensor:
         batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in self.collate(rows).items()}
@@ -108,17 +141,11 @@ class Rehearsal(TrainerCallback):
 
 
 @contextmanager
-def advised(tokens: int) -> Iterator[None]:
-    """Running out of GPU memory in here is told as what it is: micro-batches of `tokens` that do not fit."""
+def advised(tokens: int, advice: Callable[[], str]) -> Iterator[None]:
+    """Running out of GPU memory in here is told as what it is: micro-batches of `tokens` that do not fit, and what would."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise too_large(tokens) from None
-
-
-def too_large(tokens: int) -> TunestationError:
-    """What to say when a micro-batch of `tokens` does not fit."""
-    total = torch.cuda.mem_get_info()[1] / 1e9
-    what = f"a micro-batch of {tokens:,} tokens does not fit into this GPU's {total:.0f} GB."
-    remedy = "Lower runtime.micro_batch_size, train.max_tokens or train.lora.rank; 'invoke plan' tells by how much."
-    return TunestationError(what, remedy=remedy)
+        total = torch.cuda.mem_get_info()[1] / memory.GIB
+        what = f"a micro-batch of {tokens:,} tokens does not fit into this GPU's {total:.1f} GiB."
+        raise TunestationError(what, remedy=advice()) from None

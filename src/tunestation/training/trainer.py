@@ -59,6 +59,11 @@ class RecipeTrainer(Trainer):
         else:
             super().save_model(output_dir, _internal_call)
 
+    def share_weights(self) -> None:
+        """Under ZeRO-3: what was run outside of a step has left weights brought together; each process keeps its share again."""
+        if self.zero_stage == 3:
+            self.deepspeed.optimizer._partition_all_parameters()
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Weights are written on node 0 alone; the other nodes keep only what their own processes need to go on."""
         if self.is_world_process_zero():

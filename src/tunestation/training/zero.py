@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunestation.errors import InputError, Problem
-from tunestation.training.learned import OFFLOAD_BUCKET
+from tunestation.training.learned import BUCKET, OFFLOAD_BUCKET
 
 
 def accumulation_steps(global_batch_size: int, micro: int, world: int) -> int:
@@ -47,10 +47,20 @@ def set_buckets(config: dict, trainable: int) -> None:
     Gradients that go to host memory leave in small portions: who offloads is short of memory.
     """
     zero = config["zero_optimization"]
-    size = max(1, min(trainable, OFFLOAD_BUCKET if "offload_optimizer" in zero else 200_000_000))
+    size = max(1, min(trainable, OFFLOAD_BUCKET if "offload_optimizer" in zero else BUCKET))
     for name in ("reduce_bucket_size", "allgather_bucket_size"):
         if zero.get(name, "auto") == "auto":
             zero[name] = size
+
+
+def set_gathering(config: dict, a_layer: int) -> None:
+    """Let ZeRO-3 bring together the weights of two layers at once, unless the user says how many; DeepSpeed's default of 1e9 is 2 GB.
+
+    A layer's weights stay until they have been used again, as when it is computed again.
+    """
+    zero = config["zero_optimization"]
+    limits = {"stage3_prefetch_bucket_size": a_layer, "stage3_max_reuse_distance": a_layer, "stage3_max_live_parameters": 2 * a_layer}
+    config["zero_optimization"] = zero | {name: size for name, size in limits.items() if zero.get(name, "auto") == "auto"}
 
 
 def merge_users(path: Path, made: dict) -> dict:

@@ -2,7 +2,7 @@
 
 norm, queries, keys and values (packed or not, biased or not, their heads normalised or not), half-split rotary over all or the first
 columns of a head, causal attention, output, norm, gated MLP (packed or not). What sets a family apart is read off its modules and its
-configuration; `NORM_OFFSETS` holds the rest.
+configuration; `families.NORM_OFFSETS` holds the rest.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-NORM_OFFSETS = {"llama": 0, "internlm3": 0, "mistral": 0, "qwen2": 0, "qwen3": 0, "phi3": 0, "gemma": 1}
-"""Families of transformers with such layers -> what their norms add to their weights."""
+from tunestation.training.families import NORM_OFFSETS
+
 GELU = {"silu": False, "gelu_pytorch_tanh": True}
 """Activations of the gate -> whether it is gelu by tanh."""
 
