@@ -44,6 +44,9 @@ LIGHT += (
     "training.zero",
     "training.memory",
     "training.pace",
+    "training.setup",
+    "training.stock",
+    "training.advice",
     "planning",
     "doctor.main",
 )

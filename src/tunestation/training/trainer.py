@@ -59,6 +59,10 @@ class RecipeTrainer(Trainer):
         else:
             super().save_model(output_dir, _internal_call)
 
+    def floating_point_ops(self, inputs: dict) -> int:
+        """None under ZeRO-3, where transformers would count the weights that happen to be brought together."""
+        return 0 if self.zero_stage == 3 else super().floating_point_ops(inputs)
+
     def share_weights(self) -> None:
         """Under ZeRO-3: what was run outside of a step has left weights brought together; each process keeps its share again."""
         if self.zero_stage == 3:
