@@ -57,7 +57,7 @@ def _train(recipe: Recipe, inputs: Inputs) -> Stage:
         },
         needs=("fetch", "prepare"),
         tools=("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate"),
-        version=3,
+        version=4,  # 4: the buckets that DeepSpeed keeps in its checkpoints are those of the plan
         graceful=True,
         resumes=True,
         distributed=True,
