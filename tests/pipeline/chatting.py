@@ -143,6 +143,7 @@ def start(folder: Path, environment: dict | None = None, stdin: str = os.devnull
 
 def _main(job: str, out: str, err: str, stdin: str, environment: dict) -> None:
     os.environ |= environment
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background deaf to Ctrl-C
     for number, path, mode in ((0, stdin, os.O_RDONLY), (1, out, os.O_WRONLY | os.O_CREAT), (2, err, os.O_WRONLY | os.O_CREAT)):
         os.dup2(os.open(path, mode), number)
     sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115  multiprocessing has closed it
