@@ -6,7 +6,7 @@ import pytest
 import torch
 from counting import SHAPE, VOCABULARY, Alive, engine
 from peft import LoraConfig, get_peft_model
-from station import forks, free_port
+from station import PATIENCE, forks, free_port
 from test_fast_step import FAMILIES, adapted, documents
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
@@ -96,7 +96,7 @@ def test_what_deepspeed_takes_for_weights_that_learn_is_planned(tmp_path, stage,
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(100)
+        worker.join(PATIENCE)
     measured, shape = json.loads(found.read_text()), Shape.of(SHAPE | {"vocab_size": VOCABULARY}, 8)
     count = measured["weights"]
     assert count == shape.weights
@@ -105,8 +105,9 @@ def test_what_deepspeed_takes_for_weights_that_learn_is_planned(tmp_path, stage,
     assert measured["step"] == pytest.approx((planned.resident + planned.step) * count, rel=0.01)
     gathered = Stock(shape, True, "bf16", True, False, False, stage, "none", world, planned).gathered
     few, largest = 0.15 * count, 2 * 2 * VOCABULARY * shape.hidden * (stage > 1)  # 8 tokens' activations; a gradient on its way
+    late = 2 * count * (world > 1)  # a bucket that another process has, and a thread of the collective operation not yet let go
     for when, most in (("forward", planned.held), ("backward", planned.backward)):
-        assert measured[when] <= (planned.resident + most) * count + gathered + few + largest
+        assert measured[when] <= (planned.resident + most) * count + gathered + few + largest + late
         assert measured[when] >= 0.75 * ((planned.resident + most) * count + gathered * (when == "forward"))
 
 
