@@ -10,15 +10,9 @@ import torch
 from cases import Case, Setting, micro_batches, rows
 from measuring import CUDA, Clock, figures
 from peer_transformers import model as made_by_transformers
+from peer_transformers import settings
 
-
-def settings(case: Case) -> list[Setting]:
-    """Its defaults (checkpointing on, no packing), packing where documents are short, and without recomputing."""
-    if case.documents:
-        return [Setting(8, True, default=True), Setting(4, True, packs=True), Setting(4, False, packs=True), Setting(2, False, packs=True)]
-    if case.gib:
-        return [Setting(rows, True, default=rows == case.sequences) for rows in sorted({case.sequences, 1}, reverse=True)]
-    return [Setting(8, True, default=True), Setting(8, False), Setting(4, False)]
+__all__ = ["measure", "model", "settings"]  # its defaults (checkpointing on, no packing) are those of transformers
 
 
 def model(case: Case) -> torch.nn.Module:

@@ -8,6 +8,7 @@ import torch
 from cases import Case, Setting
 from models import build
 from peer_transformers import measure as measured
+from peer_transformers import settings as settings_of_transformers
 from peer_trl import tokenizer
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -17,9 +18,7 @@ def settings(case: Case) -> list[Setting]:
     """Its defaults (checkpointing of its own kind), packs where documents are short, and without recomputing."""
     if case.documents:
         return [Setting(8, True, default=True), Setting(8, True, packs=True), Setting(8, False, packs=True)]
-    if case.gib:
-        return [Setting(rows, True, default=rows == case.sequences) for rows in sorted({case.sequences, 1}, reverse=True)]
-    return [Setting(8, True, default=True), Setting(8, False), Setting(4, False)]
+    return settings_of_transformers(case)
 
 
 def model(case: Case) -> torch.nn.Module:
