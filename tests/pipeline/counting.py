@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class Alive(TorchDispatchMode):
@@ -21,12 +21,13 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self._count, out)
+        given = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
+        tree_map_only(torch.Tensor, lambda tensor: self._count(tensor, given), out)
         return out
 
-    def _count(self, tensor):
+    def _count(self, tensor, given):
         storage = tensor.untyped_storage()
-        if tensor.device.type == "meta" or id(storage) in self.known:
+        if tensor.device.type == "meta" or id(storage) in self.known or storage.data_ptr() in given:
             return
         self.known.add(id(storage))
         size = storage.nbytes()
@@ -42,6 +43,26 @@ class Alive(TorchDispatchMode):
         """What work(*args) returns, and bytes at most while it runs."""
         self.peak = self.now
         return work(*args), self.peak
+
+
+class Moved(TorchDispatchMode):
+    """`bytes` that operations beside products and attention read and write."""
+
+    PRODUCTS = ("mm", "addmm", "bmm")
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        name = operation.overloadpacket.__name__
+        given, made = ([tensor for tensor in tree_leaves(some) if torch.is_tensor(tensor)] for some in ((args, kwargs), out))
+        places = {tensor.untyped_storage().data_ptr() for tensor in given}
+        view = all(tensor.untyped_storage().data_ptr() in places for tensor in made) and not name.endswith("_")
+        if not view and name not in self.PRODUCTS and "attention" not in name:
+            self.bytes += sum(tensor.nbytes for tensor in given + made)
+        return out
 
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from counting import SHAPE, VOCABULARY, Alive, engine
+from counting import SHAPE, VOCABULARY, Alive, Moved, engine
 from peft import LoraConfig, get_peft_model
 from station import PATIENCE, forks, free_port
 from test_fast_step import FAMILIES, adapted, documents
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from tunestation.training import zero
+from tunestation.training import targets, zero
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import learned
 from tunestation.training.loss import summed_loss
@@ -30,60 +30,123 @@ def test_adapters_are_counted_as_peft_counts_them(family):
         assert shape.weights == sum(weight.numel() for weight in model.parameters()) - shape.adapters
 
 
-def stock(config, method, again=False):
-    dropout = method == "dropout"
-    return Stock(Shape.of(config.to_dict(), 8), method == "full", "bf16", True, dropout, again, 0, "none", 1, learned("adamw", 0))
+METHODS = ["full", "lora", "dropout", "autocast", "autocast dropout"]
+"""What learns; adapters are in fp32 under autocast without DeepSpeed."""
+TOKENS, EVERY = 48, "all-linear"
+FEW = ["q_proj", "v_proj", "mlp.up_proj", "layers.0.mlp.down_proj"]
+
+
+def stock(config, method, again=False, chosen=EVERY):
+    stage = None if "autocast" in method else 0
+    shape = targets.under(Shape.of(config.to_dict(), 8), chosen)
+    return Stock(shape, method == "full", "bf16", True, "dropout" in method, again, stage, "none", 1, learned("adamw", stage))
+
+
+def llama(layers, vocabulary=500):
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
+    return LlamaConfig(hidden_size=96, intermediate_size=224, num_hidden_layers=layers, vocab_size=vocabulary, **heads)
+
+
+def made(config, method, again=False, chosen=EVERY):
+    """A model to train by `method`."""
+    model = LlamaForCausalLM(config).bfloat16().train()
+    pack(model)
+    if method != "full":
+        lora = LoraConfig(r=8, lora_dropout=0.1 * ("dropout" in method), target_modules=chosen, task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora, autocast_adapter_dtype="autocast" in method)
+    if again:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def forward(model, method, tokens=TOKENS):
+    """The loss of one document."""
+    batch = packs(documents([tokens]))
+    labels = batch.pop("labels") % model.config.vocab_size
+    batch["input_ids"] %= model.config.vocab_size
+    with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in method):
+        return summed_loss(model(**batch, use_cache=False).logits, labels)
+
+
+def masks(config, method):
+    """Bytes of a token: a CPU keeps what was dropped in as many bytes as what it was dropped from, a GPU in one."""
+    inputs = 5 * config.hidden_size + config.num_attention_heads * config.head_dim + config.intermediate_size
+    return {"dropout": inputs, "autocast dropout": 3 * inputs}.get(method, 0)
 
 
 @pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("method", ["full", "lora", "dropout"])
+@pytest.mark.parametrize("method", METHODS)
 def test_what_autograd_keeps_of_a_layer_is_counted_to_the_byte(method, again):
     few, many, config = *(kept(layers, method, again) for layers in (2, 3)), llama(1)
-    a_token = (many - few) / TOKENS
+    planned = stock(config, method)
+    a_token = (many - few - planned.cast * (not again)) / TOKENS
     if again:
         assert a_token == 2 * config.hidden_size
         return
-    inputs = 5 * config.hidden_size + config.num_attention_heads * config.head_dim + config.intermediate_size
-    masks = inputs if method == "dropout" else 0  # a CPU keeps what was dropped in bfloat16, a GPU in a byte
-    assert a_token == stock(config, method).kept() + masks
+    assert a_token == planned.kept() + masks(config, method)
 
 
-TOKENS = 48
+@pytest.mark.parametrize("method", ["lora", "dropout", "autocast"])
+def test_what_autograd_keeps_is_counted_where_only_some_layers_are_adapted(method):
+    chosen = ["q_proj", "v_proj", "mlp.up_proj"]
+    planned = stock(llama(1), method, chosen=chosen)
+    found = kept(3, method, False, chosen) - kept(2, method, False, chosen)
+    dropped = (2 * 96 + 96) * (method == "dropout")
+    assert found == TOKENS * (planned.kept() + dropped) + planned.cast
 
 
-def llama(layers):
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
-    return LlamaConfig(hidden_size=96, intermediate_size=224, num_hidden_layers=layers, vocab_size=500, **heads)
-
-
-def kept(layers, method, again):
+def kept(layers, method, again, chosen=EVERY):
     """Bytes that autograd saves in a forward pass, weights left out."""
-    model = LlamaForCausalLM(llama(layers)).bfloat16().train()
-    pack(model)
-    if method != "full":
-        lora = LoraConfig(r=8, lora_dropout=0.1 * (method == "dropout"), target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-    if again:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model, found = made(llama(layers), method, again, chosen), {}
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    batch, found = packs(documents([TOKENS])), {}
-    labels = batch.pop("labels")
 
     def keep(tensor):
         found[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = summed_loss(model(**batch, use_cache=False).logits, labels)
+        loss = forward(model, method)
     assert loss > 0
     return sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in own)
+
+
+@pytest.mark.parametrize("vocabulary", [64, 2000])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("method", ["lora", "autocast"])
+def test_the_worst_moment_of_a_step_is_planned(method, again, vocabulary):
+    config, tokens = llama(4, vocabulary), 1024
+    model = made(config, method, again)
+    with Alive() as alive:
+        _, most = alive.most(lambda: forward(model, method, tokens).backward())
+    _, activations, gradients = stock(config, method, again).worst(tokens)
+    assert most == pytest.approx(activations + gradients, rel=0.08)
+
+
+@pytest.mark.parametrize("chosen", [EVERY, ["q_proj", "v_proj", "down_proj"]])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("method", ["full", "lora", "autocast"])
+def test_bytes_that_operations_beside_the_products_move_are_counted(method, again, chosen):
+    few, many = ([moved(layers, method, again, chosen, tokens) for layers in (2, 3)] for tokens in (32, 64))
+    a_token = (many[1] - many[0] - few[1] + few[0]) / 32
+    shape = stock(llama(1), method, again, chosen).shape
+    products = 6 * sum(one.members * one.inputs + one.adapted for one in shape.products) * (method != "full")
+    assert a_token == pytest.approx(stock(llama(1), method, again, chosen).moved() - products, rel=0.06)
+
+
+def moved(layers, method, again, chosen, tokens):
+    model = made(llama(layers), method, again, chosen)
+    with Moved() as moved:
+        forward(model, method, tokens).backward()
+    return moved.bytes
 
 
 def test_a_logit_takes_twelve_bytes_at_the_loss_if_all_tokens_are_labelled():
     logits, labels = torch.randn(1, 65, 4000).bfloat16().requires_grad_(), torch.ones(1, 65, dtype=torch.int64)
     with Alive() as alive:
-        _, made = alive.most(summed_loss, logits, labels)
-    assert made == pytest.approx(12 * logits.numel(), rel=0.03)
+        loss, made = alive.most(summed_loss, logits, labels)
+        _, backward = alive.most(loss.backward)
+    assert made == pytest.approx((12 - 2) * logits.numel(), rel=0.03)  # the logits are there before
+    assert backward == pytest.approx(12 * logits.numel(), rel=0.03)  # and no longer needed then
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Learned:
     bucket: int = 0
     """Bytes, not of a weight but of all together, in which DeepSpeed collects gradients that it moves to host memory."""
     optimizer: float = 0
-    """Of `resident`, under DeepSpeed: the master copy and Adam's states."""
+    """Of `resident`: the master copy, under DeepSpeed, and Adam's states."""
     host: float = 0
     """Of host memory: the master copy, Adam's states, the gradient in fp32 and what is on its way in bfloat16."""
 
@@ -49,7 +49,7 @@ def learned(
     """
     states, one, share = STATES[optimizer], int(accumulates), 1 / ranks
     if zero_stage is None:
-        return Learned(4 + states, 4 * one, 4 * one, 4, 4)
+        return Learned(4 + states, 4 * one, 4 * one, 4, 4, optimizer=states)
     if zero_stage == 0:
         flattened = HALF * min(1, FLATTENED / weights)
         return Learned(HALF + 4 + states, HALF * one, HALF * one, HALF + flattened, HALF + 8, optimizer=4 + states)

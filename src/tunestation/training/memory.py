@@ -9,86 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunestation.training.learned import HALF, Learned
+from tunestation.training.shape import Shape
 
 GIB = 2**30
 LITTLE_LOGITS, MANY_LOGITS = 2**27, 2**29
 """Bytes of logits that exist at once when memory is short, and when it is not: larger pieces are faster by little."""
 SPARE = 0.04
 """Share of a GPU's memory left to fragmentation and to what libraries take for themselves."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama-like model under adapters of one rank on all its linear layers."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    tied: bool
-    """Whether head and embedding are one tensor."""
-    rank: int
-    head_norms: bool = False
-    """Whether queries and keys are normalised: then they are kept from before, too."""
-    packed: bool = False
-    """Whether q, k, v are one layer and gate and up another, each under one adapter."""
-
-    @classmethod
-    def of(cls, config: dict, rank: int) -> Shape:
-        """From the fields of a model's config.json."""
-        heads, family = config["num_attention_heads"], config.get("model_type", config.get("family"))
-        return cls(
-            config["hidden_size"],
-            config["intermediate_size"],
-            config["num_hidden_layers"],
-            heads,
-            config.get("num_key_value_heads") or heads,
-            config.get("head_dim") or config["hidden_size"] // heads,
-            config["vocab_size"],
-            bool(config.get("tie_word_embeddings")),
-            rank,
-            family == "qwen3",
-            family == "phi3",
-        )
-
-    @property
-    def products(self) -> list[tuple[int, int, int]]:
-        """(inputs, outputs, adapted layers) of the four products of a decoder layer."""
-        queries, both = self.heads * self.head_size, 2 * self.kv_heads * self.head_size
-        return [
-            (self.hidden, queries + both, 1 if self.packed else 3),
-            (queries, self.hidden, 1),
-            (self.hidden, 2 * self.intermediate, 1 if self.packed else 2),
-            (self.intermediate, self.hidden, 1),
-        ]
-
-    @property
-    def linear(self) -> int:
-        """Weights of all linear layers but the head."""
-        return self.layers * sum(inputs * outputs for inputs, outputs, _ in self.products)
-
-    @property
-    def embedding(self) -> int:
-        """Weights of embedding and head."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def weights(self) -> int:
-        """All weights, those of norms included."""
-        return self.linear + self.embedding + (2 * self.layers + 1) * self.hidden
-
-    @property
-    def adapters(self) -> int:
-        """Weights of all adapters."""
-        return self.layers * self.rank * sum(inputs * members + outputs for inputs, outputs, members in self.products)
-
-    @property
-    def tails(self) -> int:
-        """Columns that adapters add to the inputs of a layer's products."""
-        return self.rank * sum(members for _, _, members in self.products)
 
 
 def kept(shape: Shape, keep: int) -> int:
@@ -98,7 +25,7 @@ def kept(shape: Shape, keep: int) -> int:
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_size + 2 * shape.heads  # q, k, v, result; log-sums in fp32
     before = (shape.heads + shape.kv_heads) * shape.head_size if shape.head_norms else 0
     numbers = 2 * shape.hidden + attention + before + shape.tails
-    return HALF * (numbers if keep == 1 else numbers + 2 * shape.intermediate)
+    return round(HALF * (numbers if keep == 1 else numbers + 2 * shape.intermediate))
 
 
 def working(shape: Shape, tokens: int, keep: int, eight: bool = False) -> int:
@@ -110,12 +37,16 @@ def working(shape: Shape, tokens: int, keep: int, eight: bool = False) -> int:
 
 def scratch(shape: Shape) -> int:
     """The buffer into which the largest product's weights are dequantised."""
-    return HALF * max((outputs + members * shape.rank) * (inputs + members * shape.rank) for inputs, outputs, members in shape.products)
+    return max(_buffers(shape))
 
 
 def dense(shape: Shape) -> int:
     """One layer's weights held ready in 16 bits, with room for its adapters."""
-    return HALF * sum((outputs + members * shape.rank) * (inputs + members * shape.rank) for inputs, outputs, members in shape.products)
+    return sum(_buffers(shape))
+
+
+def _buffers(shape: Shape) -> list[int]:
+    return [round(HALF * (product.outputs + product.columns) * (product.inputs + product.columns)) for product in shape.products]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class Setup:
     """Packs or rows of a micro-batch."""
     batch: int
     """Packs or rows of a step, on all GPUs."""
-    stage: int
+    stage: int | None
+    """Of ZeRO; None: without DeepSpeed, as the benchmark's steps and those of other stacks."""
     offload: str
     checkpointing: bool | None
     """None lets memory decide, where the fast step is taken."""

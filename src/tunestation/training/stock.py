@@ -20,8 +20,8 @@ LAUNCHES = 0.0135
 """Seconds in which a processor gives a GPU the work of one layer, there and back: read in bench/results, as `pace.LAUNCHES`."""
 BETWEEN = 0.7
 """Share of the datasheet's rate between GPUs that collective operations reach; not measured."""
-LARGEST = {0: 0, 1: 0, 2: 1, 3: 2}
-"""ZeRO stage -> copies of the largest single gradient beside DeepSpeed's buckets."""
+LARGEST = {None: 0, 0: 0, 1: 0, 2: 1, 3: 2}
+"""ZeRO stage (None: no DeepSpeed) -> copies of the largest single gradient beside DeepSpeed's buckets."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Stock:
     dropout: bool
     again: bool
     """Whether every layer is computed again in the backward pass."""
-    stage: int
+    stage: int | None
+    """Of ZeRO; None: without DeepSpeed, as transformers' Trainer trains by itself, adapters in fp32 and all products under autocast."""
     offload: str
     ranks: int
     gradients: Learned
@@ -61,7 +62,7 @@ class Stock:
     def components(self, tokens: int) -> dict[str, int]:
         """Bytes on the GPU at the worst moment of a step with micro-batches of `tokens`, by what takes them."""
         gathered, activations, gradients = self.worst(tokens)
-        found, own = self.gradients, HALF / self.sharing * (self.offload != "all")
+        found, own = self.gradients, (4 if self.stage is None else HALF) / self.sharing * (self.offload != "all")
         buffer = found.resident - found.optimizer - own  # ZeRO-3 has one for gradients at all times
         parts = {
             "frozen weights": self.frozen,
@@ -96,20 +97,29 @@ class Stock:
         """Bytes of a token that autograd keeps of one layer, all of it in bfloat16 but both norms' inputs and attention's log-sums."""
         shape = self.shape
         queries, both = shape.heads * shape.head_size, 2 * shape.kv_heads * shape.head_size
-        adapters = HALF * shape.tails
-        hidden, size = (16 if self.full else 12) * shape.hidden, 8 * shape.intermediate + 4 * queries + 2 * both + 4 * shape.heads + 8
-        if self.dropout and not self.full:  # each adapter's own input, dropped, and what was dropped: a byte on a GPU
-            inputs = 5 * shape.hidden + queries + shape.intermediate
-            adapters += 3 * inputs - HALF * (2 * shape.hidden + shape.intermediate)
-        return hidden + size + adapters * (not self.full)
+        size = (12 if self.full else 8) * shape.hidden + 6 * shape.intermediate + 4 * queries + 2 * both + 4 * shape.heads + 8
+        return round(size + self._inputs() + HALF * shape.tails * (not self.full))
+
+    def _inputs(self) -> float:
+        """Bytes of a token that products keep of their inputs; o's is kept by attention already.
+
+        Adapters on one input share it, unless each drops from it (what was dropped is a byte on a GPU) or casts its own copy of it.
+        """
+        each = 3 if self.dropout else HALF if self.stage is None else 0
+        if each and not self.full:
+            return each * sum(product.members * product.inputs for product in self.shape.products)
+        qkv, _, gate_up, down = self.shape.products
+        return HALF * sum(product.inputs * (1 if self.full else product.touched) for product in (qkv, gate_up, down))
 
     def worst(self, tokens: int) -> tuple[int, int, int]:
         """Bytes of weights brought together, of activations and of gradients when all together are most."""
         shape, found = self.shape, self.gradients
-        layer, working = tokens * self.kept(), tokens * HALF * 3 * (shape.intermediate + shape.hidden)
+        layer, working = tokens * self.kept(), tokens * (4 * shape.intermediate + 6 * shape.hidden)
+        working += tokens * 4 * shape.intermediate * (self.stage is None)  # the widest input in fp32
+        working += HALF * shape.hidden * shape.intermediate * (self.base == "nf4" and not self.full)  # dequantised one by one
         inputs = tokens * HALF * shape.hidden * shape.layers
-        kept, first = (inputs, layer) if self.again else (shape.layers * layer, 0)
-        end = tokens * (8 * shape.hidden + LOGITS * shape.vocabulary)
+        kept, first = (inputs, layer) if self.again else (shape.layers * layer + self.cast, 0)
+        end = tokens * ((8 if self.full else 6) * shape.hidden + LOGITS * shape.vocabulary)
         copies = LARGEST[self.stage if self.offload == "none" else max(2, self.stage)]
         largest = copies * HALF * shape.vocabulary * shape.hidden * self.full
         held, early, backward, step = (round(part * self.learning) for part in (found.held, found.early, found.backward, found.step))
@@ -121,6 +131,11 @@ class Stock:
         )
         gathered, activations, gradients = max(moments, key=sum)
         return gathered, activations, gradients + found.bucket
+
+    @property
+    def cast(self) -> int:
+        """Bytes of adapters' copies in bfloat16, which autocast makes and autograd keeps."""
+        return HALF * self.shape.adapters * (self.stage is None and not self.full)
 
     def host(self) -> dict[str, int]:
         """Bytes of host memory for this GPU, by what takes them."""
@@ -144,20 +159,24 @@ class Stock:
         seconds = max(seconds, self.shape.layers * LAUNCHES * (1 + again / 3))
         if self.stage == 3:
             seconds = max(seconds, 2 * self._collected(card))  # weights come for the way there, and for the way back
-        return seconds + (self._reduced(card) if self.stage > 1 else 0)
+        return seconds + (self._reduced(card) if (self.stage or 0) > 1 else 0)
 
-    def moved(self) -> int:
+    def moved(self) -> float:
         """Bytes that the operations of one layer beside its products read and write for a token, there and back."""
-        shape = self.shape
+        shape, products = self.shape, self.shape.products
         queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        hidden, inner, a, b = MOVED[self.full, not self.full and self.dropout, self.again]
-        products = 0 if self.full else 6 * sum(inputs * members + outputs for inputs, outputs, members in shape.products)
-        return hidden * shape.hidden + inner * shape.intermediate + a * queries + b * keys + products
+        hidden, inner, a, b = MOVED[self.again]
+        size = (hidden + 16 * self.full) * shape.hidden + inner * shape.intermediate + a * queries + b * keys
+        if self.full:
+            return size
+        inputs, outputs = (sum(parts) for parts in zip(*((one.members * one.inputs, one.adapted) for one in products), strict=True))
+        again = 10 * (outputs - products[-1].adapted) * self.again  # the layer's last sum is not computed again
+        return size + (12 + PREPARED[self.stage is None, self.dropout] * (1 + self.again / 2)) * inputs + 20 * outputs + again
 
     def optimizer_step(self, card: Card) -> float:
         """Seconds between the last micro-batch of a step and the first of the next."""
         seconds = optimizer_step(self.learning / (self.ranks if self.stage else 1), card, self.offload)
-        if self.stage < 2:
+        if (self.stage or 0) < 2:
             seconds += self._reduced(card)
         return seconds + (HALF * self.learning * self._far(card) if self.stage in (1, 2) else 0)
 
@@ -174,12 +193,7 @@ class Stock:
         return weights * self._far(card) + (weights / (card.link * 1e9) if self.offload == "all" else 0)
 
 
-MOVED = {
-    (True, False, False): (306, 28, 46, 50),
-    (True, False, True): (384, 38, 66, 70),
-    (False, False, False): (348, 62, 66, 78),
-    (False, False, True): (436, 92, 96, 118),
-    (False, True, False): (448, 82, 86, 78),
-    (False, True, True): (606, 126, 130, 118),
-}
-"""Whether all weights learn, adapters drop, layers are computed again -> bytes for each column of hidden, intermediate, queries, keys."""
+MOVED = {False: (290, 28, 46, 50), True: (368, 38, 66, 70)}
+"""Whether layers are computed again -> bytes for each column of hidden, intermediate, queries, keys, adapters left out."""
+PREPARED = {(False, False): 0, (False, True): 10, (True, False): 24, (True, True): 42}
+"""Whether adapters are in fp32 under autocast, and drop -> bytes for each column of each one's input until it is in the product."""
