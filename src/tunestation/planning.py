@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from tunestation.catalog import models
 from tunestation.errors import InputError
+from tunestation.export.patterns import bad_patterns
 from tunestation.fetching.manifest import model_of
+from tunestation.models.native.registry import FAMILIES
 from tunestation.pipeline.files import read_json
 from tunestation.pipeline.volumes import PACKAGE
 from tunestation.recipe.sources import NewModel
 from tunestation.report import duration, fitted, table
-from tunestation.training import advice, cards, families, memory
+from tunestation.stages.inputs import ADAPTER
+from tunestation.training import advice, cards, families, memory, targets
 from tunestation.training.memory import GIB
 from tunestation.training.order import steps
 from tunestation.training.setup import Estimate, Setup
 from tunestation.training.zero import accumulation_steps
 from tunestation.work import Work
 
+CONVERTED = {family.name: family.target for family in FAMILIES}
+"""Family -> what it becomes when it is fetched."""
 CHECKPOINT_BYTES = 14
 """Of a weight that learns in a checkpoint: itself, and its master copy and Adam's two states in fp32."""
 
@@ -34,7 +39,7 @@ def config_of(work: Work) -> dict:
         if known and not known.shape.experts:
             config = known.shape.model_dump(exclude_none=True)
             if not families.missing(config):
-                return config
+                return config | {"model_type": CONVERTED.get(known.shape.family, known.shape.family)}
     what = "the model's shape is not known before it is fetched."
     raise InputError(what, str(work.path), f"Run 'invoke fetch {work.recipe.name}' first.")
 
@@ -55,11 +60,37 @@ def setup_of(work: Work, gpus: int) -> Setup:
     if gpus < 1:
         raise InputError(f"{gpus} is no count of GPUs.", "--gpus", "Give 1 or more.")
     config = config_of(work)
-    family = config.get("model_type", config.get("family"))
-    shape = memory.Shape.of(config, recipe.train.lora.rank)
-    known = family in families.NORM_OFFSETS or family in models.CONVERTED
+    shape, known = _adapted(work, config), families.kind(config) in families.NORM_OFFSETS
     accumulation_steps(recipe.train.global_batch_size, recipe.runtime.micro_batch_size, gpus)
     return Setup.of(recipe.train.model_dump(), recipe.runtime.model_dump(), shape, gpus, known)
+
+
+def _adapted(work: Work, config: dict) -> memory.Shape:
+    """The model under its adapters. Raises InputError where no layer gets one."""
+    train, wanted = work.recipe.train, _targets(work)
+    shape = memory.Shape.of(config, train.lora.rank)
+    if train.method == "full" or families.kind(config) not in families.NAMED:
+        return shape
+    found = targets.under(shape, wanted)
+    if not found.adapters:
+        what = f"train.lora.target_modules names no linear layer of the model: {_listed(wanted)}."
+        raise InputError(what, str(work.path), f"Its layers are called {', '.join(targets.called(shape))}.")
+    return found
+
+
+def _targets(work: Work) -> targets.Targets:
+    """Layers that get adapters: of the adapter that training begins with, or as the recipe says."""
+    said = work.recipe.train.lora.target_modules
+    if work.inputs.adapter is None:
+        return said
+    config = read_json(work.shelf.volumes.path(f"{work.inputs.adapter['ref']}/{ADAPTER[0]}"))
+    if bad := bad_patterns(config):
+        raise InputError(f"the adapter cannot be used: {bad[0]}.", str(work.recipe.model.adapter))
+    return config.get("target_modules") or said
+
+
+def _listed(wanted: targets.Targets) -> str:
+    return wanted if isinstance(wanted, str) else ", ".join(wanted)
 
 
 def plans(work: Work, names: list[str], gpus: int) -> list[Estimate]:
@@ -140,6 +171,19 @@ def _notes(work: Work, setup: Setup, count: int | None) -> list[str]:
     return [
         f"{count:,} steps." if count else f"The time is that of one step: 'invoke prepare {name}' counts them.",
         *([f"Transformers' own step, since {setup.why_stock}."] if setup.why_stock else []),
+        *([] if setup.full else _of_adapters(work, shape)),
         f"The model is {size:.1f} GB{'.' if new else ' to download, and as much again merged.'}",
         f"Checkpoints take up to {disk:.1f} GB.",
     ]
+
+
+def _of_adapters(work: Work, shape: memory.Shape) -> list[str]:
+    """What there is to say of the layers that get adapters, if it is not all of them."""
+    wanted, kind = _targets(work), families.kind(config_of(work))
+    if wanted == targets.EVERY:
+        return []
+    if kind not in families.NAMED:
+        return [f"Planned as if all linear layers got adapters: what those of '{kind}' are called is not known here."]
+    vain = [] if isinstance(wanted, str) else targets.in_vain(shape, wanted)
+    missing = [f"The model has no linear layer {', '.join(vain)} (train.lora.target_modules)."] if vain else []
+    return [f"Adapters of {shape.adapters / 1e6:,.1f} million weights, on {_listed(wanted)}.", *missing]

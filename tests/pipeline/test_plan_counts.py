@@ -8,10 +8,14 @@ from counting import SHAPE, VOCABULARY, Alive, Moved, engine
 from peft import LoraConfig, get_peft_model
 from station import PATIENCE, forks, free_port
 from test_fast_step import FAMILIES, adapted, documents
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from tunestation.training import targets, zero
-from tunestation.training.fast.model import Fast
+import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
+from tunestation.models.native.registry import NATIVE
+from tunestation.recipe.schema import Runtime
+from tunestation.recipe.train import Train
+from tunestation.training import families, foresight, targets, zero
+from tunestation.training.fast.model import Fast, obstacle
 from tunestation.training.learned import learned
 from tunestation.training.loss import summed_loss
 from tunestation.training.memory import Shape
@@ -30,10 +34,56 @@ def test_adapters_are_counted_as_peft_counts_them(family):
         assert shape.weights == sum(weight.numel() for weight in model.parameters()) - shape.adapters
 
 
+CHOSEN = [
+    EVERY := "all-linear",
+    ["q_proj", "v_proj", "qkv_proj"],
+    ["self_attn.o_proj", "qkv_proj", "layers.1.mlp.down_proj", "up_proj", "nothing"],
+    ["model.layers.0.mlp.gate_proj", "gate_up_proj"],
+    r".*\.1\..*(q_proj|qkv_proj|down_proj)",
+    ["q_proj", "qkv_proj", "lm_head", "embed_tokens"],
+]
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:.*tied.*")
+@pytest.mark.parametrize("chosen", CHOSEN, ids=str)
+@pytest.mark.parametrize("family", sorted(families.NAMED))
+def test_a_list_or_a_pattern_adapts_what_peft_adapts(family, chosen):
+    model = adapted("bfloat16", family, targets=chosen) if family in FAMILIES else other(family, chosen)
+    config = model.get_base_model().config.to_dict()
+    planned = targets.under(Shape.of(config, 8), chosen)
+    assert planned.adapters == trainable(model)
+    assert planned.embedding == sum(weight.numel() for name, weight in own(model).items() if "embed" in name or "lm_head" in name)
+    live = foresight.setup_of(model, Train(method="lora", lora={"rank": 8}).model_dump(), Runtime().model_dump(), family in FAMILIES)
+    assert live.shape == planned
+    if family in FAMILIES and obstacle(model, 32) is None:
+        assert Fast.over(model).shape == planned
+    else:
+        assert not live.fast
+
+
+def other(family, chosen):
+    """A small model of a family that the fast step does not know, under adapters."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = CONFIG_MAPPING[family](**sizes, head_dim=16, vocab_size=300, pad_token_id=0)
+    lora = LoraConfig(r=8, target_modules=chosen, task_type="CAUSAL_LM")
+    return get_peft_model(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), lora, autocast_adapter_dtype=False)
+
+
+def own(model):
+    """Name -> weight that is not an adapter's."""
+    return {name: weight for name, weight in model.named_parameters() if "lora_" not in name}
+
+
+def test_families_whose_class_ties_the_head_are_known():
+    assert {name for name in NATIVE if CONFIG_MAPPING[name]().tie_word_embeddings} == families.TIED
+    silent = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+    assert Shape.of(silent | {"model_type": "gemma"}, 8).tied and not Shape.of(silent | {"model_type": "llama"}, 8).tied
+    assert not Shape.of(silent | {"model_type": "gemma", "tie_word_embeddings": False}, 8).tied
+
+
 METHODS = ["full", "lora", "dropout", "autocast", "autocast dropout"]
 """What learns; adapters are in fp32 under autocast without DeepSpeed."""
-TOKENS, EVERY = 48, "all-linear"
-FEW = ["q_proj", "v_proj", "mlp.up_proj", "layers.0.mlp.down_proj"]
+TOKENS = 48
 
 
 def stock(config, method, again=False, chosen=EVERY):

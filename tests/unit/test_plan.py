@@ -142,7 +142,6 @@ def test_a_card_or_a_count_that_cannot_be_is_told(bench):
 
 
 
-
 def test_weights_that_come_from_host_memory_take_the_time_of_the_link():
     shape, card = SHAPES["internlm2-7b"], cards.CARDS["rtx4090"]
     smallest = memory.Choice(32, 0, 0, 0, memory.LITTLE_LOGITS, memory.Host(True, True, 32))
@@ -167,3 +166,54 @@ def test_packed_projections_are_under_one_adapter_each(config):
 def test_no_plan_pretends_that_a_mixture_of_experts_is_a_plain_model():
     with pytest.raises(InputError, match="no plans are made for mixtures of experts"):
         _told({"num_local_experts": 8, "hidden_size": 4096})
+
+
+def adapting(*names):
+    return ("lora: {rank: 8}", f"lora: {{rank: 8, target_modules: [{', '.join(names)}]}}")
+
+
+def test_a_list_of_layers_is_planned_as_it_is(bench):
+    (every,), (few,) = (plans(bench.open(HUB, *change), ["rtx4090"], 1) for change in ([], [adapting("q_proj", "v_proj")]))
+    assert few.setup.shape.adapters == 32 * 8 * (2 * 4096 + 4096 + 1024)
+    assert few.parts["adapters and optimizer"] == 14 * few.setup.shape.adapters < 0.3 * every.parts["adapters and optimizer"]
+    said = told(bench.open(HUB, adapting("q_proj", "v_proj", "wqkv")), ["rtx4090"], 1, None)
+    assert "Adapters of 3.4 million weights, on q_proj, v_proj, wqkv." in said
+    assert "The model has no linear layer wqkv (train.lora.target_modules)." in said
+    assert "Adapters of" not in told(bench.open(HUB), ["rtx4090"], 1, None)
+
+
+def test_a_list_that_names_no_layer_is_refused(bench):
+    with pytest.raises(InputError, match=r"names no linear layer of the model: wqkv, wo.*Its layers are called q_proj, k_proj"):
+        plans(bench.open(HUB, adapting("wqkv", "wo")), ["h200"], 1)
+
+
+def test_an_adapted_head_takes_transformers_own_step(bench):
+    work = bench.open(HUB, adapting("q_proj", "lm_head"))
+    assert plans(work, ["h200"], 1)[0].setup.shape.adapters == 32 * 8 * 2 * 4096 + 8 * (92544 + 4096)
+    assert "Transformers' own step, since the head or the embedding is adapted." in told(work, ["h200"], 1, None)
+
+
+def test_what_layers_are_called_is_told_where_it_is_not_known(bench):
+    hub = ("source: {kind: starter}", "source: {kind: hub, repo: THUDM/chatglm3-6b}")
+    work = bench.open(hub, adapting("q_proj"))
+    assert plans(work, ["h200"], 1)[0].setup.why_stock == "the fast one does not know the family"
+    said = told(work, ["h200"], 1, None)
+    assert "Planned as if all linear layers got adapters: what those of 'glm' are called is not known here." in said
+
+
+def test_the_adapter_that_training_begins_with_tells_which_layers_it_is_on(bench):
+    folder = bench.folder / "home" / "models" / "adapters" / "coach"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    named = ("repo: internlm/internlm2-chat-7b}", "repo: internlm/internlm2-chat-7b}\n  adapter: adapters/coach")
+    for pattern, inputs in ((r".*\.[qv]_proj", 2 * 4096 + 4096 + 1024), (["o_proj"], 2 * 4096)):
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16, "target_modules": pattern}), encoding="utf-8")
+        assert plans(bench.open(HUB, named), ["h200"], 1)[0].setup.shape.adapters == 32 * 8 * inputs
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16, "target_modules": "("}), encoding="utf-8")
+    with pytest.raises(InputError, match="is no regular expression"):
+        plans(bench.open(HUB, named), ["h200"], 1)
+
+
+def test_a_head_that_its_class_ties_is_counted_once():
+    gemma = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
+    assert memory.Shape.of(gemma | {"model_type": "gemma"}, 8).embedding == 500 * 64

@@ -8,7 +8,7 @@ import torch
 
 from tunestation.settings import world_size
 from tunestation.training import advice as advices
-from tunestation.training import cards, families, memory
+from tunestation.training import cards, families, memory, targets
 from tunestation.training.fast.model import Fast
 from tunestation.training.model import plain
 from tunestation.training.setup import Estimate, Setup
@@ -22,7 +22,11 @@ def setup_of(model: torch.nn.Module, settings: dict, machine: dict, fast: bool) 
     config = plain(model).config.to_dict()
     if families.missing(config) or families.mixes(config):
         return None
-    return Setup.of(settings, machine, memory.Shape.of(config, settings["lora"]["rank"]), world_size(), fast)
+    shape = memory.Shape.of(config, settings["lora"]["rank"])
+    adapted = [name for name, module in plain(model).named_modules() if hasattr(module, "lora_A")]
+    if adapted and families.kind(config) in families.NAMED:
+        shape = targets.under(shape, adapted)
+    return Setup.of(settings, machine, shape, world_size(), fast)
 
 
 def _card() -> cards.Card | None:

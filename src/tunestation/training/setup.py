@@ -62,7 +62,7 @@ class Setup:
     @property
     def fast(self) -> bool:
         """Whether the fast step is taken."""
-        return self.known and not self.full and self.stage < 3
+        return self.known and not self.full and not self.shape.ends and self.stage in (0, 1, 2)
 
     @property
     def full(self) -> bool:
@@ -76,7 +76,9 @@ class Setup:
             return ""
         if self.full:
             return "all weights learn"
-        return "ZeRO-3 shards the weights" if self.stage == 3 else "the fast one does not know the family"
+        if self.stage == 3:
+            return "ZeRO-3 shards the weights"
+        return "the head or the embedding is adapted" if self.known and self.shape.ends else "the fast one does not know the family"
 
     @property
     def micro_batches(self) -> int:

@@ -70,7 +70,7 @@ class Shape:
     @classmethod
     def of(cls, config: dict, rank: int) -> Shape:
         """From the fields of a model's config.json."""
-        heads, family = config["num_attention_heads"], config.get("model_type", config.get("family"))
+        heads, family = config["num_attention_heads"], families.kind(config)
         return cls(
             config["hidden_size"],
             config["intermediate_size"],

@@ -25,10 +25,15 @@ def matches(targets: Targets, name: str) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
+def called(shape: Shape) -> tuple[str, ...]:
+    """The linear layers of a decoder layer by their last names."""
+    return PACKED if shape.packed else SINGLE
+
+
 def names(shape: Shape) -> list[list[str]]:
     """The whole names of each linear layer of a decoder layer, in all decoder layers."""
     found = []
-    for name in PACKED if shape.packed else SINGLE:
+    for name in called(shape):
         part = "mlp" if name.startswith(("gate", "up", "down")) else "self_attn"
         found.append([f"model.layers.{index}.{part}.{name}" for index in range(shape.layers)])
     return found
