@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,9 @@ class Plain:
         self.model, self.loss = model, loss
         self.optimizer = optimizer(model, case)
 
+    def close(self) -> None:
+        """Nothing is left behind."""
+
     def __call__(self, batches: list[dict], items: int) -> torch.Tensor:
         total = 0.0
         for batch in batches:
@@ -53,6 +57,10 @@ class Zero2:
         config["zero_optimization"]["contiguous_gradients"] = not case.loose
         zero.set_buckets(config, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer(model, case), config=config)[0]
+
+    def close(self) -> None:
+        """DeepSpeed's hooks would keep the model alive."""
+        self.engine.destroy()
 
     def __call__(self, batches: list[dict], items: int) -> torch.Tensor:
         (batch,) = batches
@@ -82,7 +90,17 @@ def timed(step: Callable, batches: list[list[dict]], items: list[int], tokens: f
     for index in range(warm, warm + steps):
         losses.append(step(batches[index % 3], items[index % 3]))
         clock.tick()
-    return figures(clock.seconds(), [tokens] * steps, [loss.item() for loss in losses[:3]])
+    found = figures(clock.seconds(), [tokens] * steps, [loss.item() for loss in losses[:3]])
+    return found | {"host_ms": round(1000 * issued(lambda: step(batches[0], items[0])))}
+
+
+def issued(step: Callable) -> float:
+    """Seconds in which the host gives an idle GPU a step's work: what a step takes at least, however fast the GPU is."""
+    if CUDA:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: int, profile: bool) -> dict:
@@ -102,6 +120,7 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     found["host_gib"] = round((waiting + gradients.host * fast.shape.adapters) / GIB, 2)
     if profile:
         show_profile(lambda: step(batches[:1], items[0]))
+    step.close()
     return found | {name: value for name, value in asdict(case).items() if name != "name"}
 
 
@@ -169,6 +188,13 @@ class Models:
         return self.model, self.fast
 
 
+def measure_of(case: Case, models: Models, steps: int, warm: int, profile: bool) -> dict:
+    """The row of one case. Nothing here outlives it: the next case's model finds the memory free."""
+    model, fast = models.of(case)
+    with capped(case.gib if case.capped else None):
+        return measure(case, model, fast, steps, warm, profile)
+
+
 def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> None:
     """Measure the cases one after the other; a case that fails says so in its row, and the next one runs."""
     rates, models = limits(), Models()
@@ -177,9 +203,7 @@ def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str
         case = case_of(name, shape)
         start = {"case": case.name, "stack": "tunestation", "deepspeed": case.deepspeed}
         try:
-            model, fast = models.of(case)
-            with capped(case.gib if case.capped else None):
-                row = start | share(measure(case, model, fast, steps, warm, name in profiled), case, rates)
+            row = start | share(measure_of(case, models, steps, warm, name in profiled), case, rates)
         except Exception as error:  # whatever it is, the other cases' rows are wanted
             row, models = start | {"failed": failure(error)}, Models()
         print(shown([row]), flush=True)

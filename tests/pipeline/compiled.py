@@ -29,7 +29,7 @@ class Driver:
 
 def launches(capability: int) -> None:
     """Each kernel as layers launch it: with and without residuals and dropout, either activation, 8-bit copies where a GPU has them."""
-    from tunestation.training.fast import kernels, ops, product_kernels
+    from tunestation.training.fast import kernels, low_rank_kernels, ops, product_kernels
 
     h, wide, weight, table = torch.empty(4, 320).bfloat16(), torch.empty(4, 640).bfloat16(), torch.empty(320).bfloat16(), torch.empty(4, 32)
     heads, losses = torch.empty(4, 20, 64).bfloat16(), torch.empty(4)
@@ -39,7 +39,8 @@ def launches(capability: int) -> None:
         kernels.rms_norm(h, weight, 1e-6, h, h, h, eight)
         for gelu in (False, True):
             kernels.glu(wide, h, gelu, eight)
-            kernels.glu_backward(wide, h, wide, gelu, eight)
+            kernels.glu_backward(wide, h, wide, gelu, eight, result=gelu)
+        kernels.rms_norm_backward(h, h, weight, 1e-6, h, h, eight, result=eight is None)
     for other in (None, h):
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
         kernels.dropout(h, 0.1, 5, h, other)
@@ -50,7 +51,8 @@ def launches(capability: int) -> None:
     for eight in eights:
         kernels.quantise_rows(h, *eight)
     for b in (torch.empty(320, 64).bfloat16(), torch.empty(16, 320).bfloat16().t()):
-        product_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, 0.5)
+        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, 0.5)
+        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, 0.5, h, 0.1, 5)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):

@@ -17,7 +17,7 @@ DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 """Of what kernels read and write; the interpreter cuts bfloat16 and 8-bit floats off instead of rounding them."""
 pytest.importorskip("triton")
 
-from tunestation.training.fast import kernels, nf4, ops, product_kernels  # noqa: E402
+from tunestation.training.fast import kernels, low_rank_kernels, nf4, ops, product_kernels  # noqa: E402
 from tunestation.training.fast.attention import Documents, attend  # noqa: E402
 from tunestation.training.fast.projection import Projection, Scratch  # noqa: E402
 
@@ -72,15 +72,19 @@ def test_norm(add, eight):
         near(totals[1], totals[0], 0)
 
 
+@pytest.mark.parametrize("eight", [False, True])
 @pytest.mark.parametrize("past", [False, True])
-def test_gradient_of_the_norm(past):
+@pytest.mark.parametrize("result", [False, True])
+def test_gradient_of_the_norm(result, past, eight):
     grad, h, weight, residual = numbers(ROWS, COLUMNS), numbers(ROWS, COLUMNS), numbers(COLUMNS), numbers(ROWS, COLUMNS) if past else None
-    outs = strided(ROWS, COLUMNS)
-    theirs = moved(grad)
-    ops.rms_norm_backward(grad, h, weight, 1e-6, outs[0], residual)
-    kernels.rms_norm_backward(theirs, moved(h), moved(weight), 1e-6, outs[1], moved(residual))
+    outs, small = strided(ROWS, COLUMNS), eights(ROWS, COLUMNS, eight)
+    theirs, before = moved(grad), grad.clone()
+    ops.rms_norm_backward(grad, h, weight, 1e-6, outs[0], residual, small[0], result)
+    kernels.rms_norm_backward(theirs, moved(h), moved(weight), 1e-6, outs[1], moved(residual), small[1], result)
     near(outs[1], outs[0])
+    near_eight(small[1], small[0])
     near(theirs, grad)
+    assert torch.equal(grad, before) is not result
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -99,6 +103,12 @@ def test_gated_units_and_their_gradient(columns, eight, gelu):
     near(outs[1], outs[0])
     near_eight(small[1], small[0])
     near(theirs, grads)
+    before = grads.clone()
+    ops.glu_backward(gate_up, grads, outs[0], gelu, result=False)
+    kernels.glu_backward(moved(gate_up), theirs, outs[1], gelu, None, result=False)
+    near(outs[1], outs[0])
+    near(theirs, before)
+    near(grads, before, 0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -139,8 +149,20 @@ def test_adding_a_product_of_low_rank(rank, turned):
     outs = strided(150, 200)
     for out in outs:
         out.copy_(y)
-    product_kernels.add_low_rank(outs[1], moved(tail), moved(b), 0.25)
+    low_rank_kernels.add_low_rank(outs[1], moved(tail), moved(b), 0.25)
     near(outs[1], y.float() + 0.25 * tail.float() @ b.float().t())
+
+
+@pytest.mark.parametrize("rank", [8, 64, 192])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_product_of_low_rank_is_dropped_in_places_and_comes_with_another_summand(p, rank):
+    y, tail, b, added = numbers(150, 200), numbers(150, rank), numbers(200, rank), numbers(150, 200)
+    outs = strided(150, 200)
+    for out in outs:
+        out.copy_(y)
+    ops.add_low_rank(outs[0], tail, b, 0.25, added, p, 2**31 - 5)
+    low_rank_kernels.add_low_rank(outs[1], moved(tail), moved(b), 0.25, moved(added), p, 2**31 - 5)
+    near(outs[1], outs[0], 1e-2)
 
 
 @pytest.mark.parametrize("columns", [1000, 9001])

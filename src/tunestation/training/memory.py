@@ -25,12 +25,13 @@ def kept(shape: Shape, keep: int) -> int:
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_size + 2 * shape.heads  # q, k, v, result; log-sums in fp32
     before = (shape.heads + shape.kv_heads) * shape.head_size if shape.head_norms else 0
     numbers = 2 * shape.hidden + attention + before + shape.tails
-    return round(HALF * (numbers if keep == 1 else numbers + 2 * shape.intermediate))
+    numbers += 2 * shape.intermediate * (keep < 1) + (2 * shape.hidden + shape.intermediate) * (keep < 0)
+    return round(HALF * numbers)
 
 
 def working(shape: Shape, tokens: int, keep: int, eight: bool = False) -> int:
     """What is alive beside kept activations at the worst moment of a layer's backward pass, or of the loss. `eight`: an 8-bit base."""
-    again = kept(shape, 0) - kept(shape, keep)
+    again = max(0, kept(shape, 0) - kept(shape, keep))
     layer = HALF * (shape.intermediate + 3 * shape.hidden + 3 * shape.rank) + 3 * shape.intermediate * eight
     return tokens * max(again + layer, 5 * HALF * shape.hidden)
 
@@ -79,11 +80,13 @@ class Choice:
     logits: int
     """Bytes of logits at once."""
     host: Host = Host()
+    more: int = 0
+    """Of those that keep all, the last: they keep the inputs of their products too."""
 
     @property
     def levels(self) -> list[int]:
         """`layer.Keep` of each layer. The first ones keep least: by the time they are computed again, the others are done with."""
-        return [2] * self.input + [1] * self.attention + [0] * self.everything
+        return [2] * self.input + [1] * self.attention + [0] * (self.everything - self.more) + [-1] * self.more
 
     @property
     def again(self) -> str:
@@ -97,6 +100,7 @@ class Choice:
         layers = len(self.levels)
         parts = [f"{self.input} of {layers} layers computed again"] * (self.input > 0)
         parts = parts + [f"gate and up of {self.attention} computed again"] * (self.attention > 0) or ["nothing computed again"]
+        parts += [f"products' inputs of {self.more} kept"] if self.more else []
         parts += [f"weights of {self.dense} layers kept in 16 bits"] if self.dense else []
         return ", ".join([*parts, *([f"in host memory: {' and '.join(self.host.told)}"] if self.host.told else [])])
 
@@ -187,8 +191,11 @@ def _keep(shape: Shape, tokens: int, free: int, checkpointing: bool | None, base
     roomy = left > 4 * MANY_LOGITS
     left -= MANY_LOGITS if roomy else 0
     ready = 0 if eight or host.weights else min(shape.layers, max(0, left) // dense(shape))
-    choice = Choice(shape.layers - everything - attention, attention, everything, ready, MANY_LOGITS if roomy else LITTLE_LOGITS, host)
-    return choice, left
+    left -= ready * dense(shape)
+    all_made = roomy and everything == shape.layers and ready == (0 if eight else shape.layers)
+    more = min(shape.layers, max(0, left) // (tokens * kept(shape, -1) - all_)) if all_made else 0
+    logits = MANY_LOGITS if roomy else LITTLE_LOGITS
+    return Choice(shape.layers - everything - attention, attention, everything, ready, logits, host, more), left
 
 
 NF4, NF4_SINGLE = 0.5 + 1 / 64 + 4 / 16384, 0.5 + 4 / 64

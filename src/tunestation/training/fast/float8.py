@@ -63,16 +63,22 @@ class Float8Projection(Projection):
         return ops.empty_eight(len(rows), columns, rows.device)
 
     def forward(
-        self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False
+        self,
+        rows: torch.Tensor,
+        seed: int | None,
+        eight: ops.Eight | None = None,
+        roomy: bool = False,
+        added: torch.Tensor | None = None,
     ) -> torch.Tensor:
         k = self.columns
         y = multiply(eight or ops.quantise_rows(rows[:, :k]), self.by_rows, self._bias(), rows.dtype)
         if self.rank:
-            torch.mm(self._adapter_input(rows[:, :k], seed), self._all_a(rows).t(), out=rows[:, k:])
+            self._share(rows, self._all_a(rows), seed)
+        at_once = added is not None and all(self.ranks)
         for member, start, size, rank, r in self._parts():
-            tail, b = rows[:, k + rank : k + rank + r], member.adapter[1].to(y.dtype)
-            ops.add_low_rank(y[:, start : start + size], tail, b, member.scale)
-        return y
+            tail, b, part = rows[:, k + rank : k + rank + r], member.adapter[1].to(y.dtype), slice(start, start + size)
+            ops.add_low_rank(y[:, part], tail, b, member.scale, added[:, part] if at_once else None)
+        return y if added is None or at_once else y.add_(added)
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
         return self.gradient(y)  # the 8-bit product has written y without room
@@ -87,12 +93,9 @@ class Float8Projection(Projection):
         if not wanted:
             return None
         dx = multiply(eight or ops.quantise_rows(grads[:, :n]), self.by_columns, None, grads.dtype)
-        if not self.rank:
-            return dx
-        if seed is None or not self.p:
-            ops.add_low_rank(dx, grads[:, n:], self._all_a(grads).t(), 1.0)
-            return dx
-        ops.dropout(grads[:, n:] @ self._all_a(grads), self.p, seed, dx, added=dx)
+        if self.rank:
+            p = self.p if self._drops(seed) else 0.0
+            ops.add_low_rank(dx, grads[:, n:], self._all_a(grads).t(), 1.0, p=p, seed=seed or 0)
         return dx
 
     def keep_weights(self, like: torch.Tensor | None) -> None:

@@ -36,7 +36,7 @@ class _SummedLoss(torch.autograd.Function):
             del logits  # else two pieces exist while the next is made
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(picked)
-            ops.rms_norm_backward(x, picked, norm.weight, norm.eps, gradient)
+            ops.rms_norm_backward(x, picked, norm.weight, norm.eps, gradient, result=False)
             ctx.save_for_backward(gradient, labelled)
             ctx.tokens = len(h)
         return losses.sum()

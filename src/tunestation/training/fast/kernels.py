@@ -54,8 +54,9 @@ def rms_norm(h, weight, eps, out, added, total, eight) -> None:
 
 @triton.jit
 def _rms_norm_backward(
-    grad, h, weight, residual, residual_stride, out, out_stride, columns, eps, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
-):
+    grad, h, weight, residual, residual_stride, out, out_stride, eight, scales, columns, eps,
+    RESIDUAL: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < columns
@@ -63,19 +64,24 @@ def _rms_norm_backward(
     g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32) * tl.load(weight + at, inside, 0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
     unit = x * scale
-    tl.store(grad + row * columns + at, unit * tl.load(weight + at, inside, 0).to(tl.float32), inside)
+    if RESULT:
+        tl.store(grad + row * columns + at, unit * tl.load(weight + at, inside, 0).to(tl.float32), inside)
     result = scale * (g - unit * (tl.sum(g * unit) / columns))
     if RESIDUAL:
         result += tl.load(residual + row * residual_stride + at, inside, 0).to(tl.float32)
+    result = result.to(out.dtype.element_ty)
     tl.store(out + row * out_stride + at, result, inside)
+    if EIGHT:
+        _store_eight(result.to(tl.float32), eight, scales, row, at, columns, inside)
 
 
-def rms_norm_backward(grad, h, weight, eps, out, residual=None) -> None:
+def rms_norm_backward(grad, h, weight, eps, out, residual=None, eight=None, result=True) -> None:
     rows, columns = h.shape
     added = h if residual is None else residual
     _rms_norm_backward[(rows,)](
-        grad, h, weight, added, added.stride(0), out, out.stride(0), columns, eps,
-        RESIDUAL=residual is not None, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns),
+        grad, h, weight, added, added.stride(0), out, out.stride(0), *(eight or (h, h)), columns, eps,
+        RESIDUAL=residual is not None, RESULT=result, EIGHT=eight is not None, num_warps=_warps(columns),
+        BLOCK=triton.next_power_of_2(columns),
     )  # fmt: skip
 
 
@@ -137,7 +143,7 @@ def glu(gate_up, out, gelu, eight) -> None:
 @triton.jit
 def _glu_backward(
     gate_up, gate_up_row, grad, out, out_stride, eight, scales, columns: tl.constexpr,
-    GELU: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
+    GELU: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
@@ -151,7 +157,8 @@ def _glu_backward(
         d_up = (g * act).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, d_gate, inside)
         tl.store(out + row * out_stride + columns + at, d_up, inside)
-        tl.store(grad + row * columns + at, act * up, inside)
+        if RESULT:
+            tl.store(grad + row * columns + at, act * up, inside)
         largest = tl.maximum(largest, tl.maximum(tl.abs(d_gate.to(tl.float32)), tl.abs(d_up.to(tl.float32))))
     if EIGHT:
         scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
@@ -159,11 +166,11 @@ def _glu_backward(
         _copy_in_eight(out + row * out_stride, eight + row * 2 * columns, scale, 2 * columns, BLOCK)
 
 
-def glu_backward(gate_up, grad, out, gelu, eight) -> None:
+def glu_backward(gate_up, grad, out, gelu, eight, result=True) -> None:
     rows, columns = grad.shape
     _glu_backward[(rows,)](
         gate_up, gate_up.stride(0), grad, out, out.stride(0), *(eight or (out, out)), columns,
-        GELU=gelu, EIGHT=eight is not None, BLOCK=2048, num_warps=8,
+        GELU=gelu, RESULT=result, EIGHT=eight is not None, BLOCK=4096, num_warps=16,
     )  # fmt: skip
 
 

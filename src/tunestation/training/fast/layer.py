@@ -18,12 +18,24 @@ from tunestation.training.fast.projection import Projection, Scratch
 class Keep(IntEnum):
     """What a layer holds between forward and backward pass, from fastest to smallest."""
 
+    MORE = -1
+    """As ALL, and the inputs of products too: nothing is made again."""
     ALL = 0
     """Everything but what elementwise work makes again: inputs of norms, queries, keys, values, attention, gate and up."""
     ATTENTION = 1
     """All but gate and up: their product is computed again."""
     INPUT = 2
     """The layer's input alone; all but the last product is computed again."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The gradient of a layer's input, as it is handed to the layer before."""
+
+    rows: torch.Tensor
+    """[T, K + R], with room for what that layer's last projection adds."""
+    eight: ops.Eight | None
+    """The same in 8 bits, for a projection that asks for it."""
 
 
 @dataclass
@@ -40,6 +52,8 @@ class Step:
     """Where layers' inputs are between forward and backward pass."""
     weights: Weights | None
     """Those in host memory, which are brought before a layer runs."""
+    given: Given | None = None
+    """What the layer behind has handed on in this backward pass."""
 
     def bring(self, index: int, ahead: int) -> None:
         """See to it that layer `index` has its weights; the next to run is the one after it, or (`ahead` -1) before it."""
@@ -65,6 +79,10 @@ class Kept:
     gate_up: torch.Tensor | None = None
     tail_gate_up: torch.Tensor | None = None
     tail_down: torch.Tensor | None = None
+    x_qkv: torch.Tensor | None = None
+    """Input [T, K] of the projection, as `x_gate_up` and `x_down`; only where nothing is made again."""
+    x_gate_up: torch.Tensor | None = None
+    x_down: torch.Tensor | None = None
 
 
 class Layer:
@@ -98,18 +116,23 @@ class Layer:
         eight = self.qkv.eight(rows, self.qkv.columns)
         normalise(self.block.norm1, h, rows[:, : self.qkv.columns], eight=eight)
         qkv = self.qkv.forward(rows, seed, eight).unflatten(1, (-1, self.block.size))
-        tail = rows[:, self.qkv.columns :].clone()
+        x_qkv, tail = self._kept_rows(rows, self.qkv)
         q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
         with torch.enable_grad():
             attention = attend(q, k, v, step.documents, self.block.scale)
         rows = self.o.input(h)
         ops.copy(attention.detach().flatten(1), rows[:, : self.o.columns])
         added, middle = self.o.forward(rows, seed_o), torch.empty_like(h)
-        tail_o = rows[:, self.o.columns :].clone()
+        tail_o = rows[:, self.o.columns :].clone()  # its input, the attention, is kept anyway
         rows = self.gate_up.input(h)
         eight = self.gate_up.eight(rows, self.gate_up.columns)
         normalise(self.block.norm2, h, rows[:, : self.gate_up.columns], added, middle, eight)
-        return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None), (rows, eight)
+        return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), (rows, eight)
+
+    def _kept_rows(self, rows: torch.Tensor, projection: Projection) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What is kept of the completed `rows` that `projection` read: the input if it is not to be made again, and the tail."""
+        x, tail = rows[:, : projection.columns], rows[:, projection.columns :]
+        return (x, tail) if self.keep is Keep.MORE else (None, tail.clone())
 
     def _turn(self, qkv: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
         """q, k, v [T, heads, size] as attention takes them: in place, unless heads are normalised."""
@@ -138,20 +161,20 @@ class Layer:
         """Gate and up from what they read."""
         rows, eight = read
         kept.gate_up = self.gate_up.forward(rows, self.seeds(step)[2], eight, roomy=True)
-        kept.tail_gate_up = rows[:, self.gate_up.columns :].clone()
+        kept.x_gate_up, kept.tail_gate_up = self._kept_rows(rows, self.gate_up)
 
     def contract(self, kept: Kept, step: Step) -> torch.Tensor:
         """The layer's result from gate and up."""
         rows = self.down.input(kept.middle)
         eight = self.down.eight(rows, self.down.columns)
         ops.glu(kept.gate_up, rows[:, : self.down.columns], self.block.gelu, eight)
-        added = self.down.forward(rows, self.seeds(step)[3], eight)
-        kept.tail_down = rows[:, self.down.columns :].clone()
-        return added.add_(kept.middle)
+        result = self.down.forward(rows, self.seeds(step)[3], eight, added=kept.middle)
+        kept.x_down, kept.tail_down = self._kept_rows(rows, self.down)
+        return result
 
     def again(self, h: torch.Tensor, kept: Kept, step: Step) -> Kept:
         """`kept` completed by what this layer's `keep` left out."""
-        if self.keep is Keep.ALL:
+        if self.keep in (Keep.MORE, Keep.ALL):
             return kept
         tail_down = kept.tail_down
         if self.keep is Keep.INPUT:
@@ -172,33 +195,43 @@ class Layer:
 
     def backward(self, h: torch.Tensor, kept: Kept, step: Step, d_out: torch.Tensor, wanted: bool) -> tuple:
         """(dh or None, gradients of `adapters`)."""
-        d_middle, d_mlp = self._backward_mlp(kept, step, d_out)
+        d_middle, d_mlp = self._backward_mlp(kept, step, self._given(step, d_out))
         dh, d_attention = self._backward_attention(h, kept, step, d_middle, wanted)
         return dh, [*d_attention, *d_mlp]
 
-    def _backward_mlp(self, kept: Kept, step: Step, d_out: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Gradient of `middle` in the rows that the attention's last projection reads, and of the MLP's adapters."""
-        _, _, seed, seed_down = self.seeds(step)
+    def _given(self, step: Step, d_out: torch.Tensor) -> Given:
+        """The gradient of the layer's result, as the layer behind has left it; only that of the last layer is copied."""
+        given, step.given = step.given, None
+        if given is not None and given.rows.data_ptr() == d_out.data_ptr() and given.rows.shape == self.down.gradient_shape(d_out):
+            return given
         rows = self.down.gradient(d_out)
         ops.copy(d_out, rows[:, : self.down.outputs])
-        d_act = self.down.backward(rows, seed_down)
+        return Given(rows, None)
+
+    def _backward_mlp(self, kept: Kept, step: Step, given: Given) -> tuple[Given, list[torch.Tensor]]:
+        """Gradient of `middle` in the rows that the attention's last projection reads, and of the MLP's adapters."""
+        _, _, seed, seed_down = self.seeds(step)
+        d_act = self.down.backward(given.rows, seed_down, given.eight)
         grads = self.gate_up.widened(kept.gate_up)
-        eight = self.gate_up.eight(grads, self.gate_up.outputs)
-        ops.glu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], self.block.gelu, eight)
+        eight, made = self.gate_up.eight(grads, self.gate_up.outputs), kept.x_down is None
+        ops.glu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], self.block.gelu, eight, made)
         kept.gate_up = None
-        d_down = self.down.adapter_gradients(rows, d_act, kept.tail_down, seed_down)
-        del rows, d_act
+        d_down = self.down.adapter_gradients(given.rows, d_act if made else kept.x_down, kept.tail_down, seed_down)
+        kept.x_down = kept.tail_down = d_act = None
         dx = self.gate_up.backward(grads, seed, eight)
         del eight
-        rows = self.o.gradient(d_out)
-        _denormalise(self.block.norm2, dx, kept.middle, rows[:, : self.o.outputs], d_out)
-        d_gate_up = self.gate_up.adapter_gradients(grads, dx, kept.tail_gate_up, seed)
-        return rows, [*d_gate_up, *d_down]
+        d_middle = Given(self.o.gradient(dx), self.o.eight(dx, self.o.outputs))
+        made = kept.x_gate_up is None
+        d_out, result = given.rows[:, : self.down.outputs], d_middle.rows[:, : self.o.outputs]
+        _denormalise(self.block.norm2, dx, kept.middle, result, d_out, d_middle.eight, made)
+        d_gate_up = self.gate_up.adapter_gradients(grads, dx if made else kept.x_gate_up, kept.tail_gate_up, seed)
+        return d_middle, [*d_gate_up, *d_down]
 
-    def _backward_attention(self, h, kept: Kept, step: Step, d_middle: torch.Tensor, wanted: bool) -> tuple:
-        """dh (None unless `wanted`) and the gradients of the attention's adapters; `d_middle` as `_backward_mlp` left it."""
+    def _backward_attention(self, h, kept: Kept, step: Step, given: Given, wanted: bool) -> tuple:
+        """dh (None unless `wanted`) and the gradients of the attention's adapters; `given` as `_backward_mlp` left it."""
         seed, seed_o, _, _ = self.seeds(step)
-        d_attention = self.o.backward(d_middle, seed_o)
+        d_middle = given.rows
+        d_attention = self.o.backward(d_middle, seed_o, given.eight)
         d_o = self.o.adapter_gradients(d_middle, kept.attention.detach().flatten(1), kept.tail_o, seed_o)
         grads = self.qkv.gradient(h)
         turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
@@ -207,14 +240,21 @@ class Layer:
         ops.copy(d_v, grads[:, self.qkv.outputs - d_v.shape[1] : self.qkv.outputs])
         del turned, d_v, d_attention
         kept.attention = kept.before_turning = None
-        x, dh = self.qkv.backward(grads, seed, wanted=wanted), None
-        if wanted:
-            dh = torch.empty_like(h)
-            _denormalise(self.block.norm1, x, h, dh, d_middle[:, : self.o.outputs])
-        else:
-            x = torch.empty_like(h)
-            normalise(self.block.norm1, h, x)
+        dh, x = self._backward_input(h, kept, step, grads, d_middle[:, : self.o.outputs], wanted)
         return dh, [*self.qkv.adapter_gradients(grads, x, kept.tail_qkv, seed), *d_o]
+
+    def _backward_input(self, h, kept: Kept, step: Step, grads: torch.Tensor, d_middle: torch.Tensor, wanted: bool) -> tuple:
+        """(dh or None, the input of the first projection); `d_middle` reached h past the attention."""
+        made = kept.x_qkv is None
+        dx = self.qkv.backward(grads, self.seeds(step)[0], wanted=wanted)
+        if not wanted:
+            if made:
+                normalise(self.block.norm1, h, dx := torch.empty_like(h))
+            return None, dx if made else kept.x_qkv
+        step.given = Given(self.down.gradient(h), self.down.eight(h, self.down.outputs))
+        dh = step.given.rows[:, : self.down.outputs]
+        _denormalise(self.block.norm1, dx, h, dh, d_middle, step.given.eight, made)
+        return dh, dx if made else kept.x_qkv
 
 
 def normalise(
@@ -229,9 +269,11 @@ def normalise(
     ops.rms_norm(h, norm.weight, norm.eps, out, added, total, eight)
 
 
-def _denormalise(norm: Norm, grad: torch.Tensor, h: torch.Tensor, out: torch.Tensor, residual: torch.Tensor) -> None:
-    """The gradient of `norm`'s input to `out`, and its result, which adapters want, to `grad`."""
-    ops.rms_norm_backward(grad, h, norm.weight, norm.eps, out, residual)
+def _denormalise(
+    norm: Norm, grad: torch.Tensor, h: torch.Tensor, out: torch.Tensor, residual: torch.Tensor, eight: ops.Eight | None, result: bool
+) -> None:
+    """The gradient of `norm`'s input to `out` (and to `eight` in 8 bits), and if asked for its result, which adapters want, to `grad`."""
+    ops.rms_norm_backward(grad, h, norm.weight, norm.eps, out, residual, eight, result)
 
 
 class _Layer(torch.autograd.Function):

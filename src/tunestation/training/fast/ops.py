@@ -30,6 +30,12 @@ def _product_kernels():
     return product_kernels
 
 
+def _low_rank_kernels():
+    from tunestation.training.fast import low_rank_kernels
+
+    return low_rank_kernels
+
+
 def rms_norm(
     h: torch.Tensor,
     weight: torch.Tensor,
@@ -50,20 +56,29 @@ def rms_norm(
 
 
 def rms_norm_backward(
-    grad: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, residual: torch.Tensor | None = None
+    grad: torch.Tensor,
+    h: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    eight: Eight | None = None,
+    result: bool = True,
 ) -> None:
     """out = gradient of rms_norm's input, plus `residual`, the gradient that reached the same input past the norm. The weight is frozen.
 
-    `grad`, of the norm's result, is overwritten with that result itself.
+    `grad`, of the norm's result, is overwritten with that result itself, if `result` is wanted.
     """
     if h.is_cuda:
-        return _kernels().rms_norm_backward(grad, h, weight, eps, out, residual)
+        return _kernels().rms_norm_backward(grad, h, weight, eps, out, residual, eight, result)
     x, g = h.float(), grad.float() * weight.float()
     scale = torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
     unit = x * scale
-    result = scale * (g - unit * (g * unit).mean(1, keepdim=True))
-    out.copy_(result if residual is None else result + residual.float())
-    grad.copy_(unit * weight.float())
+    found = scale * (g - unit * (g * unit).mean(1, keepdim=True))
+    out.copy_(found if residual is None else found + residual.float())
+    _fill(eight, out)
+    if result:
+        grad.copy_(unit * weight.float())
 
 
 def glu(gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None) -> None:
@@ -75,15 +90,21 @@ def glu(gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | Non
     _fill(eight, out)
 
 
-def glu_backward(gate_up: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None) -> None:
-    """out [T, 2K] = gradients of gate and up, and may be `gate_up`; `grad` [T, K], of glu's result, is overwritten with that result."""
+def glu_backward(
+    gate_up: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, result: bool = True
+) -> None:
+    """out [T, 2K] = gradients of gate and up, and may be `gate_up`.
+
+    `grad` [T, K], of glu's result, is overwritten with that result itself, if `result` is wanted.
+    """
     if gate_up.is_cuda:
-        return _kernels().glu_backward(gate_up, grad, out, gelu, eight)
+        return _kernels().glu_backward(gate_up, grad, out, gelu, eight, result)
     gate, up = gate_up.float().chunk(2, 1)
     g, (act, slope) = grad.float(), _activate(gate, gelu)
-    result = act * up
+    found = act * up if result else None
     out.copy_(torch.cat([g * up * slope, g * act], 1))
-    grad.copy_(result)
+    if result:
+        grad.copy_(found)
     _fill(eight, out)
 
 
@@ -142,11 +163,32 @@ def copy(x: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(x)
 
 
-def add_low_rank(y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-    """y [T, N] += scale * tail [T, r] @ b [N, r]'. All of one dtype; any strides."""
+LONG_SUM, MANY_ROWS = 16384, 16384
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """out [T, N] = x [T, K] @ weight [K, N]; any strides.
+
+    On a GPU a long sum over many rows is done in two halves of `out`: cuBLAS 13.0 takes a slower kernel for the whole (663 and
+    693 TFLOP/s on an H200 for T = 16384, K = 28800, N = 4096). The shape alone decides, so that a run can be repeated to the bit.
+    """
+    parts = 2 if out.is_cuda and len(x) >= MANY_ROWS and x.shape[1] >= LONG_SUM else 1
+    for columns, part in zip(weight.chunk(parts, 1), out.chunk(parts, 1), strict=True):
+        torch.mm(x, columns, out=part)
+
+
+def add_low_rank(
+    y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, scale: float, added: torch.Tensor | None = None, p: float = 0.0, seed: int = 0
+) -> None:
+    """y [T, N] += scale * tail [T, r] @ b [N, r]', of which `dropout` keeps a share 1 - p; plus `added`. All of one dtype, any strides."""
     if y.is_cuda:
-        return _product_kernels().add_low_rank(y, tail, b, scale)
-    y.addmm_(tail, b.t(), alpha=scale)
+        return _low_rank_kernels().add_low_rank(y, tail, b, scale, added, p, seed)
+    if p:
+        dropout(scale * (tail @ b.t()), p, seed, y, added=y)
+    else:
+        y.addmm_(tail, b.t(), alpha=scale)
+    if added is not None:
+        y.add_(added)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:

@@ -136,37 +136,6 @@ def fill(table, out, sizes, ranks, columns, scales, base, nested, wide) -> None:
 
 
 @triton.jit
-def _add_low_rank(
-    y, y_row, tail, tail_row, b, b_stride, scale, rows, columns,
-    TURNED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    inside = (row < rows) & (column < columns)
-    place = y + row * y_row + column
-    before = tl.load(place, inside, 0)
-    added = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(0, RANK, STEP):
-        at = first + tl.arange(0, STEP)
-        left = tl.load(tail + row * tail_row + at[None, :], (row < rows) & (at[None, :] < RANK), 0)
-        if TURNED:  # whichever way b lies, neighbours in memory are read together
-            right = tl.load(b + column + at[:, None] * b_stride, (column < columns) & (at[:, None] < RANK), 0)
-        else:
-            across = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
-            right = tl.load(b + across * b_stride + at[None, :], (across < columns) & (at[None, :] < RANK), 0).T
-        added = tl.dot(left, right, added)
-    tl.store(place, before.to(tl.float32) + added * scale, inside)
-
-
-def add_low_rank(y, tail, b, scale) -> None:
-    rows, columns = y.shape
-    _add_low_rank[(triton.cdiv(rows, 128), triton.cdiv(columns, 128))](
-        y, y.stride(0), tail, tail.stride(0), b, max(b.stride()), scale, rows, columns,
-        TURNED=b.stride(1) != 1, RANK=b.shape[1], ROWS=128, COLUMNS=128, STEP=64 if b.shape[1] >= 64 else 16, num_warps=8, num_stages=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _cross_entropy(logits, targets, losses, columns: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     start = logits + row * columns

@@ -95,7 +95,11 @@ class Projection:
 
     def gradient(self, like: torch.Tensor) -> torch.Tensor:
         """Uninitialised rows [T, N + R]; the output's gradient belongs in the first N columns."""
-        return like.new_empty(len(like), self.outputs + self.rank)
+        return like.new_empty(self.gradient_shape(like))
+
+    def gradient_shape(self, like: torch.Tensor) -> tuple[int, int]:
+        """Of `gradient`."""
+        return len(like), self.outputs + self.rank
 
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight | None:
         """Where whoever writes the first `columns` of `rows` shall write them in 8 bits as well."""
@@ -110,19 +114,31 @@ class Projection:
             self._fill(self.kept, base=True)
 
     def forward(
-        self, rows: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, roomy: bool = False
+        self,
+        rows: torch.Tensor,
+        seed: int | None,
+        eight: ops.Eight | None = None,
+        roomy: bool = False,
+        added: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """y [T, N]; completes `rows` with the adapter's share. `seed` None drops nothing; `eight` is what `eight` asked for.
+        """y [T, N], plus `added`; completes `rows` with the adapter's share. `seed` None drops nothing; `eight` is what `eight` asked for.
 
         `roomy`: behind each row of y there is room for what `backward` adds, so that y's gradient can take y's place (see `widened`).
         """
         weights = self._weights(rows, refresh=True)
-        if self.rank:
-            x = self._adapter_input(rows[:, : self.columns], seed)
-            torch.mm(x, weights[self.outputs :, : self.columns].t(), out=rows[:, self.columns :])
+        self._share(rows, weights[self.outputs :, : self.columns], seed)
         bias, weight = self._bias(), weights[: self.outputs].t()
         out = self.gradient(rows)[:, : self.outputs] if roomy else rows.new_empty(len(rows), self.outputs)
-        return torch.mm(rows, weight, out=out) if bias is None else torch.addmm(bias, rows, weight, out=out)
+        ops.product(rows, weight, out) if bias is None else torch.addmm(bias, rows, weight, out=out)
+        return out if added is None else out.add_(added)
+
+    def _share(self, rows: torch.Tensor, a: torch.Tensor, seed: int | None) -> None:
+        """Complete `rows` with the adapter's share xA', `a` [R, K] being all A."""
+        if self.rank:
+            torch.mm(self._adapter_input(rows[:, : self.columns], seed), a.t(), out=rows[:, self.columns :])
+
+    def _drops(self, seed: int | None) -> bool:
+        return seed is not None and self.p > 0
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
         """Rows [T, N + R] for the gradient of a roomy `y`, in the same memory."""
@@ -138,10 +154,11 @@ class Projection:
             torch.mm(grads[:, :n], weights[:n, k:], out=grads[:, n:])
         if not wanted:
             return None
-        if seed is None or not self.p or not self.rank:
-            return grads @ weights[:, :k]
-        dx = grads[:, :n] @ weights[:n, :k]
-        ops.dropout(grads[:, n:] @ weights[n:, :k], self.p, seed, dx, added=dx)
+        apart = self.rank and self._drops(seed)
+        dx = grads.new_empty(len(grads), k)
+        ops.product(grads[:, :n] if apart else grads, weights[: n if apart else None, :k], dx)
+        if apart:
+            ops.add_low_rank(dx, grads[:, n:], weights[n:, :k].t(), 1.0, p=self.p, seed=seed)
         return dx
 
     def adapter_gradients(self, grads: torch.Tensor, x: torch.Tensor, tail: torch.Tensor, seed: int | None) -> list[torch.Tensor]:
@@ -159,7 +176,7 @@ class Projection:
         return found
 
     def _adapter_input(self, x: torch.Tensor, seed: int | None) -> torch.Tensor:
-        if seed is None or not self.p:
+        if not self._drops(seed):
             return x
         dropped = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         ops.dropout(x, self.p, seed, dropped)
