@@ -212,6 +212,7 @@ def plan_recipe(name: str, card: str = "", gpus: int = 1, price: str = "", assig
     from tunestation.planning import told
     from tunestation.training.cards import CARDS
 
+    card = card.lower().replace(" ", "")
     if card and card not in CARDS:
         raise InputError(f"'{card}' is no card with known rates.", "--gpu", f"Choose from: {', '.join(CARDS)}.")
     if price and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", price):

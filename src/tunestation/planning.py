@@ -10,13 +10,12 @@ from tunestation.models.native.registry import FAMILIES
 from tunestation.pipeline.files import read_json
 from tunestation.pipeline.volumes import PACKAGE
 from tunestation.recipe.sources import NewModel
-from tunestation.report import duration, fitted, table
+from tunestation.report import duration, filled, fitted, table
 from tunestation.stages.inputs import ADAPTER
 from tunestation.training import advice, cards, families, memory, targets
 from tunestation.training.memory import GIB
 from tunestation.training.order import steps
 from tunestation.training.setup import Estimate, Setup
-from tunestation.training.zero import accumulation_steps
 from tunestation.work import Work
 
 CONVERTED = {family.name: family.target for family in FAMILIES}
@@ -61,8 +60,16 @@ def setup_of(work: Work, gpus: int) -> Setup:
         raise InputError(f"{gpus} is no count of GPUs.", "--gpus", "Give 1 or more.")
     config = config_of(work)
     shape, known = _adapted(work, config), families.kind(config) in families.NORM_OFFSETS
-    accumulation_steps(recipe.train.global_batch_size, recipe.runtime.micro_batch_size, gpus)
+    _refuse_uneven(recipe.train.global_batch_size, recipe.runtime.micro_batch_size, gpus)
     return Setup.of(recipe.train.model_dump(), recipe.runtime.model_dump(), shape, gpus, known)
+
+
+def _refuse_uneven(batch: int, micro: int, gpus: int) -> None:
+    if batch % (micro * gpus):
+        what = f"train.global_batch_size {batch} cannot be shared by {gpus} GPU{'s' * (gpus > 1)} with micro-batches of {micro}."
+        fitting = [size for size in range(1, micro) if not batch % (size * gpus)]
+        remedy = f"Add --set runtime.micro_batch_size={fitting[-1]}." if fitting else "Give another count, or another batch."
+        raise InputError(what, "--gpus", remedy)
 
 
 def _adapted(work: Work, config: dict) -> memory.Shape:
@@ -123,20 +130,21 @@ def steps_of(work: Work) -> int | None:
 def told(work: Work, names: list[str], gpus: int, price: float | None) -> str:
     """The plans as a table; with one card, its memory by component too, and what would fit if it does not."""
     made, count = plans(work, names, gpus), steps_of(work)
-    parts = [_table([_row(plan, count, price) for plan in made])]
+    parts = [_table([_row(plan, count, price) for plan in made], count)]
     if len(made) == 1:
         parts += _by_component(made[0])
         parts += [] if made[0].fits else [advice.told(made[0])]
-    return "\n\n".join([*parts, "\n".join(_notes(work, made[0].setup, count))])
+    return "\n\n".join([*parts, "\n".join(map(filled, _notes(work, made[0].setup, count, price)))])
 
 
 COLUMNS = ("card", "GiB", "fits", "tokens/s", "time", "cost", "recomputed", "16-bit", "on host")
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Without the columns in which no row has anything."""
+def _table(rows: list[tuple[str, ...]], count: int | None) -> str:
+    """Without the columns in which no row has anything; `count`: steps, if they are known."""
+    columns = [name if count or name != "time" else "a step" for name in COLUMNS]
     used = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows)]
-    return fitted([[row[place] for place in used] for row in rows], [COLUMNS[place] for place in used])
+    return fitted([[row[place] for place in used] for row in rows], [columns[place] for place in used])
 
 
 def _row(plan: Estimate, count: int | None, price: float | None) -> tuple[str, ...]:
@@ -147,8 +155,8 @@ def _row(plan: Estimate, count: int | None, price: float | None) -> tuple[str, .
         f"{plan.needed:.1f} of {plan.card.memory:g}",
         "yes" if plan.fits else "no",
         f"{plan.speed:,.0f}",
-        duration(hours * 3600),
-        "" if price is None or not count else f"{hours * gpus * price:.2f}",
+        duration(hours * 3600) if count or hours * 3600 >= 1 else f"{hours * 3.6e6:.0f} ms",
+        "" if price is None or not count else f"{hours * gpus * price:,.2f}",
         choice.again,
         f"{choice.dense} layers" if choice.dense else "",
         ", ".join(host),
@@ -163,18 +171,30 @@ def _by_component(plan: Estimate) -> list[str]:
     return [*tables, *([table(host, (f"host memory{each}", ""))] if host else [])]
 
 
-def _notes(work: Work, setup: Setup, count: int | None) -> list[str]:
+def _notes(work: Work, setup: Setup, count: int | None, price: float | None) -> list[str]:
     shape, train, name = setup.shape, work.recipe.train, work.recipe.name
+    unknown = "Time and cost of the whole are" if price is not None else "The time of the whole is"
     disk = CHECKPOINT_BYTES * setup.learning * (train.keep + 2) / 1e9
-    new = isinstance(work.recipe.model.source, NewModel)
     size = (shape.linear + shape.embedding) * memory.HALF / 1e9
     return [
-        f"{count:,} steps." if count else f"The time is that of one step: 'invoke prepare {name}' counts them.",
+        f"{count:,} steps." if count else f"{unknown} known when 'invoke prepare {name}' has counted the steps.",
         *([f"Transformers' own step, since {setup.why_stock}."] if setup.why_stock else []),
         *([] if setup.full else _of_adapters(work, shape)),
-        f"The model is {size:.1f} GB{'.' if new else ' to download, and as much again merged.'}",
-        f"Checkpoints take up to {disk:.1f} GB.",
+        _of_model(work, size),
+        f"Checkpoints take up to {_gb(disk)}.",
     ]
+
+
+def _gb(size: float) -> str:
+    return f"{size:.1f} GB" if size >= 0.95 else f"{size * 1000:,.0f} MB"
+
+
+def _of_model(work: Work, size: float) -> str:
+    """What its weights take: where they come from, and on the disk."""
+    source = work.recipe.model.source
+    merged = "" if isinstance(source, NewModel) else ", and as much again merged"
+    comes = " to download" if source.kind == "hub" and not work.folder("fetch") else ""
+    return f"The model is {_gb(size)}{comes}{merged}."
 
 
 def _of_adapters(work: Work, shape: memory.Shape) -> list[str]:

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -44,6 +45,12 @@ def fitted(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     for row in rows:
         lines += zip_longest(*(wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)), fillvalue="")
     return table(lines, header)
+
+
+def filled(text: str) -> str:
+    """A sentence within the terminal's width, or 100 columns in a file or pipe; what goes on is indented."""
+    columns = shutil.get_terminal_size(fallback=(100, 24)).columns
+    return textwrap.fill(text, columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _shares(natural: Sequence[int], room: int) -> list[int]:

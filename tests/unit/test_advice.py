@@ -30,7 +30,7 @@ def test_a_smaller_micro_batch_is_enough_for_long_rows_on_a_small_card():
     first, *_ = advice.fits(wide)
     assert all(name.startswith("runtime.") for name in first.change) and first.plan.fits
     assert first.change["runtime.gradient_checkpointing"] == "auto" and first.change["runtime.micro_batch_size"] < 16
-    assert re.search(r"^What would fit, as planned:\n  --set runtime\..*: \d+\.\d of 23.5 GiB.*, \d+% slower\n", advice.told(wide))
+    assert re.search(r"^What should fit:\n  --set runtime\.(.|\\\n)*: \d+\.\d of 23.5 GiB.*, \d+% slower\n", advice.told(wide))
 
 
 @given(
@@ -65,6 +65,34 @@ def test_what_is_advised_is_a_recipe_and_fits(train, micro, checkpointing, stage
         assert not failed or new.needed <= 0.9 * old.needed
 
 
+@given(
+    train=st.fixed_dictionaries(
+        {
+            "method": st.sampled_from(["qlora", "lora", "full"]),
+            "max_tokens": st.sampled_from([128, 8192, 262144]),
+            "optimizer": st.sampled_from(["adamw", "paged_adamw_32bit"]),
+        }
+    ),
+    micro=st.sampled_from([1, 4]),
+    stage=st.sampled_from([0, 2, 3]),
+    checkpointing=st.sampled_from(["auto", True, False]),
+    memory=st.sampled_from([0.5, 8, 15.4321, 23.5, 139.8]),
+    layers=st.sampled_from([2, 8]),
+    vocabulary=st.sampled_from([92544, 3 * 10**6, 10**8]),  # with the larger ones several cards are named, or none
+    ranks=st.sampled_from([1, 4]),
+    failed=st.booleans(),
+)
+def test_no_line_of_advice_is_wider_than_100_columns(train, micro, stage, checkpointing, memory, layers, vocabulary, ranks, failed):
+    runtime = {"micro_batch_size": micro, "gradient_checkpointing": checkpointing, "zero_stage": stage}
+    shape = replace(SEVEN_B, layers=layers, vocabulary=vocabulary)
+    setup = replace(plan("h200", train | {"global_batch_size": 16}, runtime, ranks).setup, shape=shape)
+    said = advice.told(Estimate.of(setup, replace(CARDS["rtx4090"], memory=memory)), failed)
+    lines = f"{advice.does_not_fit(train['max_tokens'] * micro, memory)} {said}".split("\n")
+    assert max(map(len, lines)) <= 100
+    typed = " ".join(line.removesuffix("\\").partition(": ")[0] for line in lines[1:])  # a backslash joins lines of one command
+    assert all(setting.startswith(("train.", "runtime.")) for setting in re.findall(r"--set (\S+)", typed))
+
+
 def test_what_changes_learning_more_is_told_only_if_it_is_faster():
     found = advice.fits(plan("a100-80", {"method": "full", "max_tokens": 2048}))
     speeds = [fit.plan.speed for fit in found]
@@ -82,7 +110,7 @@ def test_memory_that_ran_out_against_the_plan_gets_advice_that_takes_clearly_les
 def test_where_nothing_fits_the_smallest_card_that_suffices_is_named():
     tiny = replace(CARDS["rtx4090"], name="small", memory=0.5)
     alone = replace(plan("rtx4090", {"max_tokens": 2048}), card=tiny)
-    told = r"No setting makes it fit into 0.5 GiB. The smallest known card that suffices is l4: \S+ of 22 GiB."
+    told = r"No setting makes it fit.\nThe smallest known card that suffices is l4: \S+ of 22 GiB."
     assert re.fullmatch(told, advice.told(alone))
 
 
@@ -98,4 +126,4 @@ def test_the_plan_of_one_card_that_is_too_small_says_what_would_fit(tmp_path, mo
     bench = Bench(tmp_path, monkeypatch)
     hub = ("source: {kind: starter}", "source: {kind: hub, repo: internlm/internlm2-chat-7b}")
     said = plan_told(bench.open(hub, ("train:", "train:\n  method: full")), ["a100-80"], 1, None)
-    assert "What would fit, as planned:\n  --set runtime.offload=optimizer: " in said and "GiB of host memory" in said
+    assert "What should fit:\n  --set runtime.offload=optimizer: " in said and "GiB of host memory" in said

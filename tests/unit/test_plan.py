@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from recipes_for_tests import Bench
 
+from tunestation.app import plan_recipe
 from tunestation.errors import InputError
 from tunestation.planning import _told, config_of, plans, told
 from tunestation.settings import PROJECT
@@ -111,7 +112,7 @@ def test_one_card_is_told_with_its_memory_by_component_and_its_cost(bench):
     assert re.search(r"^rtx4090 +\d+\.\d of 23.5 +yes", said, re.M)
     assert all(part in said for part in ("frozen base", "embedding and head", "adapters and optimizer", "activations and gradients"))
     assert "15.5 GB to download" in said
-    assert "'invoke prepare small' counts them" in said
+    assert "Time and cost of the whole are known when 'invoke prepare small' has counted the steps." in said
 
 
 def test_a_card_without_8_bit_products_is_left_out_of_a_plan_for_an_8_bit_base(bench):
@@ -217,3 +218,31 @@ def test_the_adapter_that_training_begins_with_tells_which_layers_it_is_on(bench
 def test_a_head_that_its_class_ties_is_counted_once():
     gemma = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
     assert memory.Shape.of(gemma | {"model_type": "gemma"}, 8).embedding == 500 * 64
+
+
+def test_a_batch_that_the_gpus_cannot_share_is_told_with_a_micro_batch_that_they_can(bench):
+    wide = bench.open(HUB, ("train:", "runtime: {micro_batch_size: 16}\ntrain:"))
+    with pytest.raises(InputError, match=r"--gpus: .* 16 cannot be shared by 4 GPUs .* of 16. Add --set runtime.micro_batch_size=4."):
+        plans(wide, ["h200"], 4)
+    with pytest.raises(InputError, match=r"shared by 3 GPUs .* Give another count, or another batch\."):
+        plans(wide, ["h200"], 3)
+
+
+def test_what_the_project_ships_is_not_downloaded_and_small_things_are_told_in_small_units(bench):
+    said = told(bench.open(), ["h200"], 1, None)
+    assert re.search(r"^The model is \d+ MB, and as much again merged.$", said, re.M)
+    assert re.search(r"^h200 .* \d+ ms ", said, re.M) and "a step" in said.split("\n")[0]
+
+
+def test_a_card_is_known_by_its_name_as_it_is_written(bench, capsys):
+    path = bench.recipe()
+    plan_recipe(str(path), "RTX 4090")
+    assert re.search(r"^rtx4090 ", capsys.readouterr().out, re.M)
+    with pytest.raises(InputError, match="Choose from: rtx3090"):
+        plan_recipe(str(path), "gtx 1080")
+
+
+@pytest.mark.parametrize("repo", ["THUDM/chatglm3-6b", "baichuan-inc/Baichuan-13B-Chat"])
+def test_models_that_become_a_family_which_the_fast_step_does_not_know_take_transformers_own(bench, repo):
+    work = bench.open(("source: {kind: starter}", f"source: {{kind: hub, repo: {repo}}}"))
+    assert plans(work, ["h200"], 1)[0].setup.why_stock == "the fast one does not know the family"

@@ -133,13 +133,21 @@ HUB = ("source: {kind: starter}", "source: {kind: hub, repo: internlm/internlm2-
 
 
 @pytest.mark.parametrize("columns", [80, 100])
-@pytest.mark.parametrize("changes", ["train:", "runtime: {offload: optimizer}\ntrain:", "runtime: {zero_stage: 3}\ntrain:\n  method: full"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "train:",
+        "runtime: {offload: optimizer}\ntrain:",
+        "runtime: {zero_stage: 3}\ntrain:\n  method: full",
+        "runtime: {micro_batch_size: 16, gradient_checkpointing: false}\ntrain:\n  method: lora\n  max_tokens: 16384",
+    ],
+)
 def test_every_line_fits_the_terminal(bench, monkeypatch, columns, changes):
     monkeypatch.setenv("COLUMNS", str(columns))
     work = bench.open(HUB, ("train:", changes))
     for said in (told(work, [], 8 if "full" in changes else 1, 12.5), told(work, ["rtx4090"], 1, 0.4)):
-        tables = [line for line in said.split("\n") if "--set" not in line]
-        assert max(map(width, tables)) <= columns
+        lines = [line for line in said.split("\n") if columns == 100 or "--set" not in line]  # what is typed is not for narrow terminals
+        assert max(map(width, lines)) <= columns
 
 
 def test_a_new_model_is_planned_from_its_recipe(bench):

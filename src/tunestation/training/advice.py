@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from textwrap import wrap
 
 from tunestation.training.cards import CARDS, Card
 from tunestation.training.memory import GIB, SPARE
@@ -19,6 +20,8 @@ FASTER = 1.05
 """How much faster advice must be that changes more of what is learned, to be told as well."""
 FAILED = 0.9
 """Share of the memory of a plan that was found not to fit, which advice may take: what is planned is right within 8 %."""
+WIDTH = 100
+"""Columns of a line."""
 MANY = (2, 4, 8)
 """GPUs of one host that are thought of where no single one suffices."""
 
@@ -34,17 +37,39 @@ class Fit:
     plan: Estimate
 
     @property
-    def typed(self) -> str:
-        """As a task takes it."""
-        return " ".join(f"--set {name}={str(value).lower()}" for name, value in self.change.items())
+    def typed(self) -> list[str]:
+        """As a task takes it, setting by setting."""
+        return [f"--set {name}={str(value).lower()}" for name, value in self.change.items()]
+
+
+def does_not_fit(tokens: int, gib: float) -> str:
+    """What is said in front of advice where a micro-batch of `tokens` has run out of a GPU's memory."""
+    return f"a micro-batch of {tokens:,} tokens does not fit into this GPU's {gib:.1f} GiB."
 
 
 def told(plan: Estimate, failed: bool = False) -> str:
-    """Sentences on what makes `plan` fit; `failed`: it ran out of memory although it might have been planned to fit."""
+    """Lines on what makes `plan` fit; `failed`: it ran out of memory although it might have been planned to fit.
+
+    None is wider than `WIDTH`, and the first leaves room for what failed in front of it.
+    """
     found = fits(plan, failed)
     if found:
-        return "\n".join(["What would fit, as planned:", *(f"  {fit.typed}: {_figures(fit.plan, plan)}" for fit in found)])
-    return f"No setting makes it fit into {plan.card.memory:.4g} GiB. {_larger(plan)}"
+        return "\n".join(["What should fit:", *(line for fit in found for line in _lines(fit, _figures(fit.plan, plan)))])
+    return "\n".join(["No setting makes it fit.", *wrap(_larger(plan), WIDTH, break_on_hyphens=False)])
+
+
+def _lines(fit: Fit, figures: str) -> list[str]:
+    """Settings as a shell takes them, a line that goes on in the next with a backslash at its end, and what they make of the plan."""
+    first, *others = fit.typed
+    lines = [f"  {first}"]
+    for typed in others:
+        if len(f"{lines[-1]} {typed} \\") <= WIDTH:
+            lines[-1] += f" {typed}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"    {typed}")
+    whole = f"{lines[-1]}: {figures}"
+    return [*lines[:-1], whole] if len(whole) <= WIDTH else [*lines[:-1], f"{lines[-1]}:", f"    {figures}"]
 
 
 def _figures(new: Estimate, old: Estimate) -> str:
@@ -154,7 +179,7 @@ def _larger(plan: Estimate) -> str:
         setup = replace(changed(plan.setup, shared), ranks=ranks)
         if ranks > plan.setup.ranks and plan.setup.base != "fp8" and _possible(setup) and (found := _first(setup, able)):
             needed = f"{found.needed:.1f} of each one's {found.card.memory:g} GiB"
-            return f"No known card suffices alone; {ranks} x {found.card.name} do with {Fit(shared, found).typed}: {needed}."
+            return f"No known card suffices alone; {ranks} x {found.card.name} do with {' '.join(Fit(shared, found).typed)}: {needed}."
     return "No known card suffices either."
 
 

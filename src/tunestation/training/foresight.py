@@ -53,6 +53,6 @@ def planned(setup: Setup | None, fast: Fast | None, rows: object) -> dict:
 def advice(setup: Setup | None) -> str:
     """What to change now that memory has run out."""
     if setup is None:
-        return "Lower runtime.micro_batch_size, train.max_tokens or train.lora.rank."
+        return "Lower one of:\n  runtime.micro_batch_size, train.max_tokens, train.lora.rank"
     card = _card() or replace(cards.CARDS[LIKE], memory=torch.cuda.mem_get_info()[1] / memory.GIB)
     return advices.told(Estimate.of(setup, card), failed=True)

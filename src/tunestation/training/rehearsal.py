@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tunestation.errors import TunestationError
 from tunestation.training import memory
+from tunestation.training.advice import does_not_fit
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import Learned
 from tunestation.training.loss import of_outputs
@@ -147,5 +148,4 @@ def advised(tokens: int, advice: Callable[[], str]) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         total = torch.cuda.mem_get_info()[1] / memory.GIB
-        what = f"a micro-batch of {tokens:,} tokens does not fit into this GPU's {total:.1f} GiB."
-        raise TunestationError(what, remedy=advice()) from None
+        raise TunestationError(does_not_fit(tokens, total), remedy=advice()) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from tunestation.training import families
 
@@ -18,27 +19,27 @@ class Product:
     """Of all decoder layers, those in which each of them is adapted."""
     rank: int
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """Of all together."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def members(self) -> float:
         """Adapted ones."""
         return sum(self.shares)
 
-    @property
+    @cached_property
     def adapted(self) -> float:
         """Outputs of the adapted ones."""
         return sum(share * size for share, size in zip(self.shares, self.sizes, strict=True))
 
-    @property
+    @cached_property
     def columns(self) -> float:
         """That adapters add to the inputs, or to the outputs' gradient."""
         return self.rank * self.members
 
-    @property
+    @cached_property
     def touched(self) -> float:
         """Of all decoder layers, those in which any is adapted."""
         return max(self.shares)
@@ -85,7 +86,7 @@ class Shape:
             family == "phi3",
         )
 
-    @property
+    @cached_property
     def products(self) -> list[Product]:
         """The four of a decoder layer: q, k, v; o; gate, up; down."""
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
@@ -96,7 +97,7 @@ class Shape:
         shares = iter(1 if count == self.layers else count / self.layers for count in self.adapted or (self.layers,) * 7)
         return [Product(inputs, outputs, tuple(next(shares) for _ in outputs), self.rank) for inputs, outputs in sizes]
 
-    @property
+    @cached_property
     def linear(self) -> int:
         """Weights of all linear layers but the head."""
         return self.layers * sum(product.inputs * product.outputs for product in self.products)
@@ -111,13 +112,13 @@ class Shape:
         """All weights, those of norms included."""
         return self.linear + self.embedding + (2 * self.layers + 1) * self.hidden
 
-    @property
+    @cached_property
     def adapters(self) -> int:
         """Weights of all adapters."""
         a_layer = sum(product.inputs * product.members + product.adapted for product in self.products)
         return self.rank * (round(self.layers * a_layer) + self.ends * (self.vocabulary + self.hidden))
 
-    @property
+    @cached_property
     def tails(self) -> float:
         """Columns that adapters add to the inputs of a layer's products."""
         return sum(product.columns for product in self.products)
