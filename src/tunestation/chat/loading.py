@@ -11,7 +11,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
+import tunestation.models.alibi  # the Auto classes know Baichuan-13B then
+import tunestation.models.products  # noqa: F401  CPUs without 16-bit products multiply in 32 bits then
 from tunestation.chat import fp8
 from tunestation.chat.probes import check_probes
 from tunestation.chat.scheduler import is_out_of_memory

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import tunestation.models.alibi  # noqa: F401  the Auto classes know Baichuan-13B then
+import tunestation.models.alibi  # the Auto classes know Baichuan-13B then
+import tunestation.models.products  # noqa: F401  CPUs without 16-bit products multiply in 32 bits then
 from tunestation.errors import InputError, Problem, some
 from tunestation.models.experts import refuse_quantised
 from tunestation.models.four_bit import keep_weights_in_place
