@@ -45,7 +45,7 @@ def test_it_learns_what_transformers_and_peft_learn(base, lengths):
 def test_what_is_kept_changes_no_bit_of_the_loss_and_hardly_a_gradient(base):
     """Attention's gradients are summed in no fixed order on a GPU."""
     found = []
-    for keep in ([Keep.ALL] * 3, [Keep.ATTENTION] * 3, [Keep.INPUT] * 3):
+    for keep in ([Keep.ALL] * 3, [Keep.MORE] * 3, [Keep.ATTENTION] * 3, [Keep.INPUT] * 3):
         for dense in (0, 2):
             model = adapted(base, dropout=0.2).cuda().train()
             Fast.over(model).keep(choice(keep, dense))

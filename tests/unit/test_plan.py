@@ -32,11 +32,12 @@ def measured():
 
 def choice_of(row, layers):
     """The choice that a row tells in words."""
-    again, part, ready = (
-        int(found[1]) if (found := re.search(pattern, row["kept"])) else 0
-        for pattern in (r"(\d+) of \d+ layers computed", r"gate and up of (\d+)", r"weights of (\d+)")
+    patterns = (r"(\d+) of \d+ layers computed", r"gate and up of (\d+)", r"weights of (\d+) layers kept", r"products' inputs of (\d+)")
+    again, part, ready, more, away = (
+        int(found[1]) if (found := re.search(pattern, row["kept"])) else 0 for pattern in (*patterns, r"host.*weights of (\d+) layers")
     )
-    return memory.Choice(again, part, layers - again - part, ready, memory.LITTLE_LOGITS if again else memory.MANY_LOGITS)
+    host = memory.Host("the embedding" in row["kept"], "layers' inputs" in row["kept"], away)
+    return memory.Choice(again, part, layers - again - part, ready, memory.LITTLE_LOGITS if again else memory.MANY_LOGITS, host, more)
 
 
 @pytest.mark.parametrize("row", measured())
@@ -44,7 +45,8 @@ def test_memory_is_planned_within_8_percent_and_time_within_20(row):
     shape = replace(SHAPES[row["shape"]], rank=row["rank"])
     choice, tokens = choice_of(row, shape.layers), row["sequences"] * row["length"]
     optimizer = {"paged": "paged_adamw_32bit"}.get(row["optimizer"], "adamw")
-    parts = memory.components(shape, choice, tokens, row["base"], learned(optimizer, 2 if row["deepspeed"] else None))
+    gradients = learned(optimizer, 2 if row["deepspeed"] else None, "optimizer" if row.get("offload") else "none")
+    parts = memory.components(shape, choice, tokens, row["base"], gradients)
     assert sum(parts.values()) / GIB == pytest.approx(row["peak_gib"], rel=0.08)
     card, documents = cards.CARDS["h200"], row["documents"]
     labelled, span = (tokens // 2, 330) if documents else (tokens, row["length"])
