@@ -167,6 +167,18 @@ def test_in_16_bit_it_is_nearer_to_exact_gradients_than_transformers_is(family):
     assert mean_error(exact, learned(model, lay(rows))) < mean_error(exact, before)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma", "qwen3"])
+def test_what_is_kept_changes_no_bit_of_a_gradient(family):
+    model, rows = adapted("bfloat16", family), lay(documents())
+    fast, found = Fast.over(model), []
+    for keep in Keep:
+        fast.keep(choice([keep] * 3))
+        found.append(learned(model, rows))
+    for loss, gradients in found[1:]:
+        assert loss == found[0][0]
+        assert [name for name, gradient in gradients.items() if not torch.equal(gradient, found[0][1][name])] == []
+
+
 def test_biases_of_every_layer_are_added():
     model, rows = adapted(attention_bias=True, mlp_bias=True), documents()
     before, _ = stock_and_fast(model, rows)

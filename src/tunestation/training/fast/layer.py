@@ -170,6 +170,8 @@ class Layer:
         ops.glu(kept.gate_up, rows[:, : self.down.columns], self.block.gelu, eight)
         result = self.down.forward(rows, self.seeds(step)[3], eight, added=kept.middle)
         kept.x_down, kept.tail_down = self._kept_rows(rows, self.down)
+        if not rows.is_cuda:
+            kept.x_down = None  # torch's activation on a CPU rounds otherwise than the one that is made again with its slope
         return result
 
     def again(self, h: torch.Tensor, kept: Kept, step: Step) -> Kept:
