@@ -11,8 +11,12 @@ sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
 from test_fast_step import SHAPE, adapted, documents, learned
 from test_gpu_fast_step import batch_on_gpu, errors
+from test_waiting_from_the_start import NF4, four_bit
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunestation.training import memory
+from tunestation.training import model as models
+from tunestation.training.fast import host
 from tunestation.training.fast.model import Fast
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -46,3 +50,28 @@ def test_what_waits_in_host_memory_changes_no_bit_of_the_loss_and_hardly_a_gradi
         assert one[0] == other[0]
         assert max(errors(one, other).values()) < 2e-2
     assert less < most
+
+
+def test_loading_a_model_that_waits_takes_no_more_than_what_stays_and_one_matrix(tmp_path):
+    shape = {"vocab_size": 64_000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 8}
+    LlamaForCausalLM(LlamaConfig(**shape, dtype=torch.bfloat16)).bfloat16().save_pretrained(tmp_path)
+    wanted = {
+        name: [part.tensor.cpu() for part in host.tensors(weight)] for name, weight in four_bit(models.load_base(tmp_path, NF4)).items()
+    }
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = models.load_base(tmp_path, NF4, host=memory.Host(True, True, 12))
+    loading = torch.cuda.max_memory_allocated() - before
+    matrix, spare = 1024 * 2816, 2 * 2**20
+    assert loading < (2 + 0.5 + 0.1) * matrix + spare  # all layers wait: 16-bit, 4-bit, scales
+    found = {name: [part.tensor for part in host.tensors(weight)] for name, weight in four_bit(model).items()}
+    assert all(not one.is_cuda and torch.equal(one, other) for name in wanted for one, other in zip(found[name], wanted[name], strict=True))
+    lora = {"rank": 8, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
+    Fast.over(models.add_adapters(model, lora, "base"), memory.Host(True, True, 12), models.device())
+    model.to(models.device())  # as DeepSpeed does
+    layer = sum(tensor.nbytes for name, parts in wanted.items() if ".layers.0." in name for tensor in parts)
+    head, adapters = 2 * 64_000 * 1024, 4 * models.trainable(model)
+    assert torch.cuda.max_memory_allocated() - before < head + adapters + 2 * layer + spare
+    assert model.model.embed_tokens.weight.is_pinned()

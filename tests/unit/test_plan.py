@@ -92,6 +92,17 @@ def test_host_memory_is_used_only_if_nothing_fits_else_and_what_costs_least_firs
     assert told[4].weights > 24
 
 
+@pytest.mark.parametrize("gib", [2.5, 5, 8, 24])
+def test_what_waits_already_changes_no_choice(gib):
+    shape, gradients = SHAPES["internlm2-7b"], learned("adamw", 2)
+    frozen = memory.base_bytes(shape, "nf4")
+    free = round(gib * GIB) - frozen - memory.HALF * shape.embedding
+    choice = memory.choose(shape, 2048, free, None, "nf4", gradients)
+    for waits in (memory.Host(True), memory.Host(True, True), memory.Host(True, True, 12)):
+        now = free + memory.freed(shape, waits, frozen // shape.layers)
+        assert memory.choose(shape, 2048, now, None, "nf4", gradients, waits=waits) == choice
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     return Bench(tmp_path, monkeypatch)

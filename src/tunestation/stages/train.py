@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import set_seed
+from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from tunestation.chat.generate import batch_answers
@@ -25,11 +25,12 @@ from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnReques
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.model import Fast, obstacle
 from tunestation.training.learned import STATES, learned
+from tunestation.training.memory import ALL_THERE, Host
 from tunestation.training.order import Order, draw, tokens_by_step
 from tunestation.training.packed import documents, pack, packable, packs
 from tunestation.training.rehearsal import Rehearsal, advised
 from tunestation.training.setup import Setup
-from tunestation.training.trainer import RecipeTrainer, arguments
+from tunestation.training.trainer import RecipeTrainer, arguments, least
 
 CHECKPOINTS = "checkpoints"
 
@@ -55,11 +56,12 @@ def run(params: dict, job: Job) -> Result:
     config = args.hf_deepspeed_config.config  # a copy, and what DeepSpeed gets
     tokenizer = models.load_tokenizer(job.needs["prepare"] / "tokenizer")
     set_seed(settings["seed"])
-    model = _build(params, job, tokenizer, config)
+    host = _waits(params, job, rows, config, args)
+    model = _build(params, job, tokenizer, config, host)
     zero.set_buckets(config, models.trainable(model))
     if config["zero_optimization"]["stage"] == 3:
         zero.set_gathering(config, models.stored(model) // model.config.num_hidden_layers)
-    fast, why_not = _fast(model, settings, job.machine, config)
+    fast, why_not = _fast(model, settings, job.machine, config, host)
     setup = foresight.setup_of(model, settings, machine, fast is not None)
     trainer = _trainer(params, job, model, fast, setup, tokenizer, args, rows, held_out, order)
     result = _train(trainer, job, order, setup)
@@ -108,14 +110,28 @@ def _zero_config(job: Job, settings: dict, accumulation: int) -> dict:
     return zero.merge_users(job.volumes.path(f"recipe:{own}"), made) if own else made
 
 
-def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.Module:
+def _waits(params: dict, job: Job, rows: object, config: dict, args: TrainingArguments) -> Host:
+    """What waits in host memory from the start, lest loading need more of the GPU than training: the rehearsal decides again.
+
+    All processes answer alike, as DeepSpeed hands every weight of the first one to the others.
+    """
+    base = model_of(job.needs["fetch"])
+    if not torch.cuda.is_available() or base is None or config["zero_optimization"]["stage"] == 3:
+        return ALL_THERE
+    free = least(torch.cuda.mem_get_info(models.device())[0], args)
+    tokens = sum(sorted(len(ids) for ids in rows["input_ids"])[-job.machine["micro_batch_size"] :])
+    shape = AutoConfig.from_pretrained(job.volumes.path(base.ref), local_files_only=True)
+    return foresight.waits(shape, params["settings"], job.machine, tokens, free)
+
+
+def _build(params: dict, job: Job, tokenizer: object, config: dict, host: Host) -> torch.nn.Module:
     settings, sharded = params["settings"], config["zero_optimization"]["stage"] == 3
     base = model_of(job.needs["fetch"])
     if base is None:
         model = models.new_model(params["new_model"], tokenizer)
     else:
         quantise = settings["base"] if settings["method"] == "qlora" and settings["base"]["type"] == "nf4" else None
-        model = models.load_base(job.volumes.path(base.ref), quantise, sharded)
+        model = models.load_base(job.volumes.path(base.ref), quantise, sharded, host)
     model.config.use_cache = False
     if "adapter" in params:
         model = models.go_on_from(model, _adapter(params, job), settings["lora"]["dropout"], base.name)
@@ -125,13 +141,13 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict) -> torch.nn.
     return model
 
 
-def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict) -> tuple[Fast | None, str | None]:
+def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict, host: Host) -> tuple[Fast | None, str | None]:
     """The fast step in place; or why transformers' own is taken."""
     reason = "ZeRO-3 shards the weights" if config["zero_optimization"]["stage"] == 3 else obstacle(model, settings["max_tokens"])
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:
-        return Fast.over(model), None
+        return Fast.over(model, host, models.device() if host.told else None), None
     print(f"  step: transformers' own, since {reason}", flush=True)
     if packable(models.plain(model), settings["max_tokens"]):
         pack(models.plain(model))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from transformers import PretrainedConfig
 
 from tunestation.settings import world_size
 from tunestation.training import advice as advices
 from tunestation.training import cards, families, memory, targets
+from tunestation.training.fast.block import unknown
 from tunestation.training.fast.model import Fast
 from tunestation.training.model import plain
 from tunestation.training.setup import Estimate, Setup
@@ -19,14 +21,28 @@ LIKE = "a100-80"
 
 def setup_of(model: torch.nn.Module, settings: dict, machine: dict, fast: bool) -> Setup | None:
     """What counts for planning the training of `model`; None for an architecture that plans know nothing of."""
-    config = plain(model).config.to_dict()
-    if families.missing(config) or families.mixes(config):
-        return None
-    shape = memory.Shape.of(config, settings["lora"]["rank"])
     adapted = [name for name, module in plain(model).named_modules() if hasattr(module, "lora_A")]
-    if adapted and families.kind(config) in families.NAMED:
+    return _setup(plain(model).config, settings, machine, adapted or targets.EVERY, fast)
+
+
+def _setup(config: PretrainedConfig, settings: dict, machine: dict, adapted: targets.Targets, fast: bool) -> Setup | None:
+    fields = config.to_dict()
+    if families.missing(fields) or families.mixes(fields):
+        return None
+    shape = memory.Shape.of(fields, settings["lora"]["rank"])
+    if families.kind(fields) in families.NAMED:
         shape = targets.under(shape, adapted)
     return Setup.of(settings, machine, shape, world_size(), fast)
+
+
+def waits(config: PretrainedConfig, settings: dict, machine: dict, tokens: int, free: int) -> memory.Host:
+    """What will wait in host memory with micro-batches of `tokens`, as far as that can be told before a model of `config` is loaded.
+
+    `free` are the bytes that are free on the GPU. Nothing waits under transformers' own step.
+    """
+    known = unknown(config, settings["max_tokens"]) is None
+    setup = _setup(config, settings, machine, settings["lora"]["target_modules"], known)
+    return setup.choose(tokens, free / memory.GIB).host if setup and setup.fast else memory.ALL_THERE
 
 
 def _card() -> cards.Card | None:

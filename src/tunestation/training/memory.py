@@ -68,6 +68,10 @@ class Host:
         return [*parts, *([f"weights of {self.weights} layers"] if self.weights else [])]
 
 
+ALL_THERE = Host()
+"""Nothing waits: the whole model is on the GPU."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """What training keeps: of the layers, from the first, `input` keep their input, `attention` all but gate and up, the rest all."""
@@ -79,7 +83,7 @@ class Choice:
     """Layers whose 4-bit weights are held ready in 16 bits."""
     logits: int
     """Bytes of logits at once."""
-    host: Host = Host()
+    host: Host = ALL_THERE
     more: int = 0
     """Of those that keep all, the last: they keep the inputs of their products too."""
 
@@ -125,16 +129,25 @@ def _waiting(shape: Shape, tokens: int, host: Host) -> tuple[int, int]:
 
 
 def choose(
-    shape: Shape, tokens: int, free: int, checkpointing: bool | None, base: str, gradients: Learned, double_quant: bool = True
+    shape: Shape,
+    tokens: int,
+    free: int,
+    checkpointing: bool | None,
+    base: str,
+    gradients: Learned,
+    double_quant: bool = True,
+    waits: Host = ALL_THERE,
 ) -> Choice:
     """The fastest choice that fits into `free` bytes beside the frozen model and what learns, with micro-batches of `tokens`.
 
+    `free` is what is free now, with that of the model which `waits` in host memory already.
     `checkpointing`: None lets memory decide; True computes every layer again, False none. Host memory is used only if nothing fits else,
     and what costs least of it first. If even that does not fit, the smallest is returned.
     """
     a_layer = base_bytes(shape, base, double_quant) // shape.layers
     for host in _ladder(shape, checkpointing, base):
-        room, lacking = free + freed(shape, host, a_layer), round(gradients.held * shape.adapters) + gradients.bucket
+        room = free + freed(shape, host, a_layer) - freed(shape, waits, a_layer)
+        lacking = round(gradients.held * shape.adapters) + gradients.bucket
         for _ in range(TRIES):
             choice, left = _keep(shape, tokens, room - lacking, checkpointing, base, host)
             buffers = choice.dense * dense(shape) + scratch(shape) * (base != "fp8")
@@ -163,7 +176,7 @@ def activations(shape: Shape, choice: Choice, tokens: int, base: str, gradients:
 
 def _ladder(shape: Shape, checkpointing: bool | None, base: str) -> Iterator[Host]:
     """From nothing in host memory to all that can be there."""
-    yield Host()
+    yield ALL_THERE
     rows, inputs = not shape.tied, checkpointing is not False
     if rows:
         yield Host(rows)

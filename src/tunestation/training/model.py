@@ -14,6 +14,8 @@ from tunestation.errors import InputError, Problem, some
 from tunestation.models.experts import refuse_quantised
 from tunestation.models.four_bit import keep_weights_in_place
 from tunestation.settings import local_rank
+from tunestation.training.arriving import through
+from tunestation.training.memory import ALL_THERE, Host
 
 
 def device() -> torch.device:
@@ -38,10 +40,12 @@ def new_model(shape: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
     return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
 
 
-def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> PreTrainedModel:
+def load_base(folder: Path, quantise: dict | None, sharded: bool = False, host: Host = ALL_THERE) -> PreTrainedModel:
     """The model of `folder` in bfloat16, its linear layers in 4 bit if `quantise` ({type, double_quant}) is given.
 
-    `sharded` (ZeRO-3) packs the 4-bit weights into bfloat16: it shards weights of one dtype only.
+    `sharded` (ZeRO-3) packs the 4-bit weights into bfloat16: it shards weights of one dtype only. What `host` says waits in host memory is
+    never on the GPU, but for one 4-bit weight at a time while it is quantised. Then all that is not in 4 bit is left in host memory, as is
+    the whole model without `quantise`: DeepSpeed moves what does not wait.
     Raises InputError for a mixture of experts in 4 bit, and for weights that do not fill the architecture.
     """
     options: dict = {"dtype": torch.bfloat16, "local_files_only": True, "use_safetensors": True}
@@ -55,8 +59,12 @@ def load_base(folder: Path, quantise: dict | None, sharded: bool = False) -> Pre
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
     )
-    place = None if sharded else {"": device()}  # transformers wants no map under ZeRO-3 and takes this process's device
-    model = _loaded(folder, options | {"device_map": place})
+    if host.told:
+        with through(device(), host.weights):
+            model = _loaded(folder, options | {"device_map": {"": "cpu"}})
+    else:
+        place = None if sharded else {"": device()}  # transformers wants no map under ZeRO-3 and takes this process's device
+        model = _loaded(folder, options | {"device_map": place})
     keep_weights_in_place(model)
     return model
 

@@ -61,7 +61,8 @@ class Rehearsal(TrainerCallback):
         if self.fast:
             free = self.free() - (0 if state.global_step else self.states)  # one that goes on has loaded them
             setup, shape = self.setup, self.fast.shape
-            choice = memory.choose(shape, self.tokens, free, setup.checkpointing, setup.base, self.gradients, setup.double_quant)
+            rest = (setup.checkpointing, setup.base, self.gradients, setup.double_quant, self.fast.choice.host)
+            choice = memory.choose(shape, self.tokens, free, *rest)
             self.fast.keep(choice)
             print(f"  kept in memory: {choice.told}", flush=True)
         with advised(self.tokens, self.advice):

@@ -101,11 +101,7 @@ class RecipeTrainer(Trainer):
 
     def least(self, number: int) -> int:
         """The smallest of the numbers that all processes call this with."""
-        if self.args.world_size == 1:
-            return number
-        found = torch.tensor([number], device=self.args.device)
-        distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
-        return int(found.item())
+        return least(number, self.args)
 
     def _stamp(self, step: int) -> checkpoints.Stamp:
         micro = self.args.per_device_train_batch_size
@@ -137,6 +133,15 @@ def held_out_loss(model: torch.nn.Module, rows: list[dict], collate: Collator, d
         distributed.all_reduce(totals)
     model.train(training)
     return (totals[0] / totals[1]).item()
+
+
+def least(number: int, args: TrainingArguments) -> int:
+    """The smallest of the numbers that all processes call this with."""
+    if args.world_size == 1:
+        return number
+    found = torch.tensor([number], device=args.device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MIN)
+    return int(found.item())
 
 
 def arguments(

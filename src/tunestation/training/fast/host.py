@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tunestation.training.fast.lanes import Lane, lane, on_host
 from tunestation.training.memory import IN_FLIGHT, Choice
+
+SCALES = "absmax"
+"""What bitsandbytes calls the scales of 4-bit codes."""
+
+
+class Part(NamedTuple):
+    """A tensor, and the attribute that holds it."""
+
+    tensor: torch.Tensor
+    owner: object
+    name: str
+
+    def put(self, tensor: torch.Tensor) -> None:
+        """Another one takes its place."""
+        setattr(self.owner, self.name, tensor)
 
 
 class HostEmbedding(nn.Module):
@@ -19,9 +35,9 @@ class HostEmbedding(nn.Module):
     The table is a plain attribute: as a parameter it would be the first of the model, which tells transformers where the model is.
     """
 
-    def __init__(self, embedding: nn.Embedding):
+    def __init__(self, embedding: nn.Embedding, device: torch.device):
         super().__init__()
-        self.embedding_dim, self.device = embedding.embedding_dim, embedding.weight.device
+        self.embedding_dim, self.device = embedding.embedding_dim, device
         self.table = on_host(embedding.weight.shape, embedding.weight.dtype, self.device)
         self.table.copy_(embedding.weight.data)
 
@@ -89,7 +105,8 @@ class Inputs:
 class Weights:
     """Frozen weights of some layers in host memory, each layer's brought into one of two places on the GPU before it runs.
 
-    The modules' tensors are views of these places, so they hold their layer's weights only after `take`.
+    The modules' tensors are views of these places, so they hold their layer's weights only after `take`, and while a state dict is made:
+    bitsandbytes puts scales into it, which DeepSpeed does not leave out with the frozen weights.
     """
 
     SLOTS = IN_FLIGHT
@@ -97,17 +114,32 @@ class Weights:
     def __init__(self, layers: Sequence[nn.Module], chosen: list[int], lane: Lane, device: torch.device):
         self.lane, self.device = lane, device
         self.order = {index: place for place, index in enumerate(chosen)}
-        self.parts, self.host = zip(*(_leave(layers[index], device) for index in chosen), strict=True)
+        self.parts, self.host = zip(*(_leave(layers[index], device) for index in chosen), strict=True)  # parts without values
         largest = max(len(host) for host in self.host)
         self.slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(self.SLOTS)]
         self.held: list[int | None] = [None] * self.SLOTS
         self.tickets: list[object] = [None] * self.SLOTS
-        for place, parts in enumerate(self.parts):
-            _put(parts, _views(self.slots[place % self.SLOTS], parts))
-        # evaluation of the modules themselves, as when answers are generated
-        self.hooks = [
-            layers[index].register_forward_pre_hook(lambda _module, _inputs, index=index: self.take(index, 1)) for index in chosen
-        ]
+        for index in chosen:
+            self._hide(index)
+        self.hooks = [hook for index in chosen for hook in self._hooks(layers[index], index)]
+
+    def _hooks(self, layer: nn.Module, index: int) -> tuple[RemovableHandle, ...]:
+        """For evaluation of the modules themselves, as when answers are generated; and for state dicts."""
+        return (
+            layer.register_forward_pre_hook(lambda *_: self.take(index, 1)),
+            layer.register_state_dict_pre_hook(lambda *_: self._show(index)),
+            layer.register_state_dict_post_hook(lambda *_: self._hide(index)),
+        )
+
+    def _show(self, index: int) -> None:
+        """The layer's own weights, in host memory; copies of their scales, which get saved as if nothing waited."""
+        parts, host = self.parts[self.order[index]], self.host[self.order[index]]
+        for part, view in zip(parts, _views(host, parts), strict=True):
+            part.put(view.to(self.device, copy=True) if part.name == SCALES else view)
+
+    def _hide(self, index: int) -> None:
+        place = self.order[index]
+        _put(self.parts[place], _views(self.slots[place % self.SLOTS], self.parts[place]))
 
     def take(self, index: int, ahead: int) -> None:
         """Layer `index` is about to run: its weights are there, and those of the next (`ahead` 1) or the one before (-1) begin to come.
@@ -128,36 +160,55 @@ class Weights:
             self.tickets[slot] = self.lane.copy(self.slots[slot][: len(self.host[place])], self.host[place])
             self.held[slot] = place
 
-    def undo(self) -> None:
-        """All weights back on the GPU for good."""
+    def release(self) -> None:
+        """The modules hold their own tensors again, in host memory; the places on the GPU are given back."""
         for hook in self.hooks:
             hook.remove()
         for parts, host in zip(self.parts, self.host, strict=True):
-            _put(parts, [view.to(self.device, copy=True) for view in _views(host, parts)])
+            _put(parts, _views(host, parts))
+        self.slots, self.tickets = [], []
 
 
 class Waiting:
-    """What of a model waits in host memory, as a `memory.Choice` says."""
+    """What of a model waits in host memory, as a `memory.Choice` says. Weights that lie there already do not go through the GPU.
 
-    def __init__(self, model: PreTrainedModel, choice: Choice):
-        self.backbone, host = model.model, choice.host
-        layers, device = self.backbone.layers, self.backbone.norm.weight.device
-        up = lane(device)
-        away = range(min(choice.input, len(layers) - 1)) if host.inputs else ()
-        self.inputs = Inputs(away, lane(device), up)
-        self.weights = Weights(layers, spread(len(layers), host.weights), up, device) if host.weights else None
-        self.embedding = self.backbone.embed_tokens if host.embedding else None
-        if self.embedding is not None:
-            self.backbone.embed_tokens = HostEmbedding(self.embedding)
+    `device` is where steps will run; None where the model is by the time of a choice.
+    """
+
+    def __init__(self, model: PreTrainedModel, choice: Choice, device: torch.device | None = None):
+        self.backbone, self.device = model.model, device
+        self.weights: Weights | None = None
+        self.embedding: nn.Embedding | None = None
+        self.become(choice)
+
+    def become(self, choice: Choice) -> None:
+        """From now on as `choice` says: what still waits is left where it is, and what leaves the GPU goes before others come."""
+        host, layers = choice.host, self.backbone.layers
+        device = self.device or self.backbone.norm.weight.device
+        up = self.weights.lane if self.weights else lane(device)
+        self._embedding(host.embedding, device)
+        self._weights(spread(len(layers), host.weights), up, device)
+        self.inputs = Inputs(range(min(choice.input, len(layers) - 1)) if host.inputs else (), lane(device), up)
+
+    def _embedding(self, waits: bool, device: torch.device) -> None:
+        if waits and self.embedding is None:
+            self.embedding = self.backbone.embed_tokens
+            self.backbone.embed_tokens = HostEmbedding(self.embedding, device)
             self.embedding.weight.data = self.backbone.embed_tokens.table
+        elif self.embedding is not None and not waits:
+            self.embedding.weight.data = self.embedding.weight.to(device, copy=True)
+            self.backbone.embed_tokens, self.embedding = self.embedding, None
 
-    def undo(self) -> None:
-        """Everything back on the GPU."""
-        if self.weights is not None:
-            self.weights.undo()
-        if self.embedding is not None:
-            self.embedding.weight.data = self.embedding.weight.to(self.backbone.norm.weight.device, copy=True)
-            self.backbone.embed_tokens = self.embedding
+    def _weights(self, chosen: list[int], up: Lane, device: torch.device) -> None:
+        before = list(self.weights.order) if self.weights else []
+        if chosen == before:
+            return
+        if self.weights:
+            self.weights.release()
+        self.weights = Weights(self.backbone.layers, chosen, up, device) if chosen else None
+        for index in sorted(set(before) - set(chosen)):
+            for part in _frozen(self.backbone.layers[index]):
+                part.put(part.tensor.to(device, copy=True))
 
 
 def spread(layers: int, count: int) -> list[int]:
@@ -165,18 +216,14 @@ def spread(layers: int, count: int) -> list[int]:
     return [index * layers // count for index in range(count)]
 
 
-Part = tuple[torch.Tensor, Callable[[torch.Tensor], None]]
-"""Shape and dtype of a frozen tensor (on the meta device), and what puts a tensor in its place."""
-
-
 def _leave(layer: nn.Module, device: torch.device) -> tuple[list[Part], torch.Tensor]:
     """Move the frozen matrices of a layer to host memory [bytes]; what they took on `device` is free at once."""
     found = _frozen(layer)
-    parts = [(tensor.to("meta"), put) for tensor, put in found]
-    host = on_host((sum(_aligned(tensor) for tensor, _ in parts),), torch.uint8, device)
-    for (tensor, _), view in zip(found, _views(host, parts), strict=True):
-        view.copy_(tensor)
-    _put(parts, [torch.empty(0, dtype=tensor.dtype, device=device) for tensor, _ in parts])
+    parts = [part._replace(tensor=part.tensor.to("meta")) for part in found]
+    host = on_host((sum(_aligned(part.tensor) for part in parts),), torch.uint8, device)
+    for part, view in zip(found, _views(host, parts), strict=True):
+        view.copy_(part.tensor)
+    _put(parts, [torch.empty(0, dtype=part.tensor.dtype, device=device) for part in parts])
     return parts, host
 
 
@@ -185,16 +232,20 @@ def _frozen(layer: nn.Module) -> list[Part]:
     found: list[Part] = []
     for module in layer.modules():
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-            found.append((module.weight.data, partial(setattr, module.weight, "data")))
-            state = getattr(module.weight, "quant_state", None)
-            owners = [] if state is None else [state, state.state2] if state.nested else [state]
-            found += [(owner.absmax, partial(setattr, owner, "absmax")) for owner in owners]
+            found += tensors(module.weight)
     return found
 
 
-def _put(parts: list[Part], tensors: list[torch.Tensor]) -> None:
-    for (_, put), tensor in zip(parts, tensors, strict=True):
-        put(tensor)
+def tensors(weight: nn.Parameter) -> list[Part]:
+    """What of a weight is large: itself, and the scales of 4-bit codes."""
+    state = getattr(weight, "quant_state", None)
+    owners = [] if state is None else [state, state.state2] if state.nested else [state]
+    return [Part(weight.data, weight, "data"), *(Part(owner.absmax, owner, SCALES) for owner in owners)]
+
+
+def _put(parts: list[Part], found: list[torch.Tensor]) -> None:
+    for part, tensor in zip(parts, found, strict=True):
+        part.put(tensor)
 
 
 def _aligned(tensor: torch.Tensor) -> int:
@@ -205,7 +256,7 @@ def _aligned(tensor: torch.Tensor) -> int:
 def _views(flat: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
     """Views of `flat` [bytes] with the shapes and dtypes of the parts."""
     found, start = [], 0
-    for tensor, _ in parts:
+    for tensor, *_ in parts:
         found.append(flat[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
         start += _aligned(tensor)
     return found

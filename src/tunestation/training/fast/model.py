@@ -60,16 +60,19 @@ class Fast:
     """What waits in host memory."""
 
     @classmethod
-    def over(cls, adapted: nn.Module) -> Fast:
-        """Take over the training forward pass of `adapted`, a peft model without an `obstacle`."""
+    def over(cls, adapted: nn.Module, host: memory.Host = memory.ALL_THERE, device: torch.device | None = None) -> Fast:
+        """Take over the training forward pass of `adapted`, a peft model without an `obstacle`.
+
+        What `host` says waits from the start; `device` is where steps will run, if the model is not there yet.
+        """
         inner, scratch = adapted.get_base_model(), Scratch()
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
         projection = Float8Projection if eight_bit else Projection
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
         layers = [Layer(block, index, projection, scratch) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
-        choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS)
-        fast = cls(inner, layers, norm, choice, Waiting(inner, choice))
+        choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)
+        fast = cls(inner, layers, norm, choice, Waiting(inner, choice, device))
         stock = inner.forward
         inner.forward = lambda *args, cu_seqlens=None, **options: (
             stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
@@ -121,8 +124,7 @@ class Fast:
 
     def forget(self) -> None:
         """Give back weights held ready and the buffer for others; what waits in host memory comes back."""
-        self.waiting.undo()
-        self.waiting = Waiting(self.model, replace(self.choice, host=memory.Host()))
+        self.waiting.become(replace(self.choice, host=memory.ALL_THERE))
         for layer in self.layers:
             for projection in layer.projections:
                 projection.keep_weights(None)
@@ -130,9 +132,11 @@ class Fast:
 
     def keep(self, choice: memory.Choice) -> None:
         """Hold in memory from now on what `choice` says."""
-        self.waiting.undo()
+        self.waiting.become(choice)
         self.choice = choice
         like = self.model.model.norm.weight
+        if self.waiting.weights:
+            self.waiting.weights.take(0, 0)  # those of the first layer, which are tried
         at_once = self.dequantised and all(projection.agrees(like) for projection in self.layers[0].projections)
         if self.dequantised and not at_once:
             print("  note: this GPU or its compiler writes other weights in one launch than singly; the slower way is taken", flush=True)
@@ -141,4 +145,3 @@ class Fast:
             for projection in layer.projections:
                 projection.at_once = at_once
                 projection.keep_weights(like if index < choice.dense else None)
-        self.waiting = Waiting(self.model, choice)
