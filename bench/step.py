@@ -10,6 +10,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -110,17 +111,16 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     batches = [{name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()} for batch in batches]
     items = [len(batch["targets"]) for batch in batches]
     tokens = sum(batch.pop("labels").numel() for batch in batches) / 3
-    step = (Zero2 if case.deepspeed else Plain)(model, case)
     kind = "paged_adamw_32bit" if case.optimizer == "paged" else "adamw"
     gradients = learned(kind, 2 if case.deepspeed else None, "optimizer" if case.offload else "none")
-    choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
-    fast.keep(choice)
-    found = {"kept": choice.told} | timed(step, [[batch] for batch in batches], items, tokens, steps, warm)
+    with closing((Zero2 if case.deepspeed else Plain)(model, case)) as step:
+        choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
+        fast.keep(choice)
+        found = {"kept": choice.told} | timed(step, [[batch] for batch in batches], items, tokens, steps, warm)
+        if profile:
+            show_profile(lambda: step(batches[:1], items[0]))
     waiting = sum(memory.host_bytes(fast.shape, choice, case.length * case.sequences, case.base).values())
     found["host_gib"] = round((waiting + gradients.host * fast.shape.adapters) / GIB, 2)
-    if profile:
-        show_profile(lambda: step(batches[:1], items[0]))
-    step.close()
     return found | {name: value for name, value in asdict(case).items() if name != "name"}
 
 

@@ -39,7 +39,7 @@ def fitted(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     The first column stays whole: it names what is to be typed or copied.
     """
     first, *others = (max(map(width, column)) for column in zip(header, *rows, strict=True))
-    room = shutil.get_terminal_size(fallback=(100, 24)).columns - first - 2 * len(others)
+    room = _columns() - first - 2 * len(others)
     sizes = [first, *_shares(others, room)]
     lines: list[Sequence[str]] = []
     for row in rows:
@@ -49,8 +49,12 @@ def fitted(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
 
 def filled(text: str) -> str:
     """A sentence within the terminal's width, or 100 columns in a file or pipe; what goes on is indented."""
-    columns = shutil.get_terminal_size(fallback=(100, 24)).columns
-    return textwrap.fill(text, columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(text, _columns(), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+
+
+def _columns() -> int:
+    """Of the terminal, or 100 in a file or pipe."""
+    return shutil.get_terminal_size(fallback=(100, 24)).columns
 
 
 def _shares(natural: Sequence[int], room: int) -> list[int]:

@@ -43,7 +43,7 @@ def launches(capability: int) -> None:
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, h, eight, result=eight is None)
     for other in (None, h):
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
-        kernels.dropout(h, 0.1, 5, h, other)
+    kernels.dropout(h, 0.1, 5, h)
     kernels.rotate(heads, table, table, heads, 1)
     kernels.norm_rotate(heads, weight, 1e-6, table, table, heads)
     kernels.norm_rotate_backward(heads, heads, weight, 1e-6, table, table, heads)

@@ -56,15 +56,16 @@ def run(params: dict, job: Job) -> Result:
     config = args.hf_deepspeed_config.config  # a copy, and what DeepSpeed gets
     tokenizer = models.load_tokenizer(job.needs["prepare"] / "tokenizer")
     set_seed(settings["seed"])
-    host = _waits(params, job, rows, config, args)
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    host = _waits(params, job, lengths, config, args)
     model = _build(params, job, tokenizer, config, host)
     zero.set_buckets(config, models.trainable(model))
     if config["zero_optimization"]["stage"] == 3:
         zero.set_gathering(config, models.stored(model) // model.config.num_hidden_layers)
     fast, why_not = _fast(model, settings, job.machine, config, host)
     setup = foresight.setup_of(model, settings, machine, fast is not None)
-    trainer = _trainer(params, job, model, fast, setup, tokenizer, args, rows, held_out, order)
-    result = _train(trainer, job, order, setup)
+    trainer = _trainer(params, job, model, fast, setup, tokenizer, args, rows, lengths, held_out, order)
+    result = _train(trainer, job, order, setup, max(lengths))
     step = f"transformers' own step, since {why_not}" if fast is None else f"the fast step, {fast.choice.told}"
     return replace(result, observed=result.observed | {"step": step} | foresight.planned(setup, fast, rows))
 
@@ -110,7 +111,7 @@ def _zero_config(job: Job, settings: dict, accumulation: int) -> dict:
     return zero.merge_users(job.volumes.path(f"recipe:{own}"), made) if own else made
 
 
-def _waits(params: dict, job: Job, rows: object, config: dict, args: TrainingArguments) -> Host:
+def _waits(params: dict, job: Job, lengths: list[int], config: dict, args: TrainingArguments) -> Host:
     """What waits in host memory from the start, lest loading need more of the GPU than training: the rehearsal decides again.
 
     All processes answer alike, as DeepSpeed hands every weight of the first one to the others.
@@ -119,7 +120,7 @@ def _waits(params: dict, job: Job, rows: object, config: dict, args: TrainingArg
     if not torch.cuda.is_available() or base is None or config["zero_optimization"]["stage"] == 3:
         return ALL_THERE
     free = least(torch.cuda.mem_get_info(models.device())[0], args)
-    tokens = sum(sorted(len(ids) for ids in rows["input_ids"])[-job.machine["micro_batch_size"] :])
+    tokens = sum(sorted(lengths)[-job.machine["micro_batch_size"] :])
     shape = AutoConfig.from_pretrained(job.volumes.path(base.ref), local_files_only=True)
     return foresight.waits(shape, params["settings"], job.machine, tokens, free)
 
@@ -156,9 +157,8 @@ def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict, h
     return None, reason
 
 
-def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, held_out, order: Order) -> RecipeTrainer:
+def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, lengths, held_out, order: Order) -> RecipeTrainer:
     settings, samples = params["settings"], params["samples"]
-    lengths = [len(ids) for ids in rows["input_ids"]]
     tokens = tokens_by_step(order, lengths, settings["global_batch_size"])
     collate = lay if fast else documents if packs(models.plain(model)) else Collate(tokenizer.pad_token_id)
     talk = [[*_system(samples), {"role": "user", "content": prompt}] for prompt in samples["prompts"]]
@@ -167,7 +167,7 @@ def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, held
         return batch_answers(model, tokenizer, talk, samples["max_new_tokens"]) if talk else []
 
     callbacks = [
-        _rehearsal(params, job, model, fast, setup, collate, rows, held_out, lambda: trainer),
+        _rehearsal(params, job, model, fast, setup, collate, rows, lengths, held_out, lambda: trainer),
         TensorBoardCallback(SummaryWriter(log_dir=str(job.output / "logs"))),
         Samples(answer, samples["every_steps"], job.output / "samples.json"),
         Watch(tokens, order.steps),  # after the first answers, which are no part of the steps' time
@@ -189,10 +189,10 @@ def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, held
     return trainer
 
 
-def _rehearsal(params, job, model, fast, setup: Setup | None, collate, rows, held_out, trainer: Callable) -> Rehearsal:
+def _rehearsal(params, job, model, fast, setup: Setup | None, collate, rows, lengths, held_out, trainer: Callable) -> Rehearsal:
     """`trainer` gives the trainer, which is made with the rehearsal."""
     settings, machine, count = params["settings"], job.machine, models.trainable(model)
-    longest = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))[: machine["micro_batch_size"]]
+    longest = sorted(range(len(rows)), key=lambda index: -lengths[index])[: machine["micro_batch_size"]]
     evaluated = max(held_out, key=lambda row: len(row["input_ids"]), default=None)
     folder = job.output / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,15 +215,15 @@ def stop_file(job: Job) -> Path:
     return Path(job.machine["logs"]) / STOP
 
 
-def _train(trainer: RecipeTrainer, job: Job, order: Order, setup: Setup) -> Result:
+def _train(trainer: RecipeTrainer, job: Job, order: Order, setup: Setup, longest: int) -> Result:
     folder = job.output / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     world = checkpoints.World(world_size(), nodes_training(), job.machine["micro_batch_size"], job.machine["zero_stage"])
-    checkpoint = checkpoints.to_resume(folder, world, trainer.least)
+    checkpoint = checkpoints.to_resume(folder, world, partial(least, args=trainer.args))
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)
-    longest = max(len(ids) for ids in trainer.train_dataset.data["input_ids"]) * job.machine["micro_batch_size"]
-    with checkpoints.trusted_classes_only(checkpoint), advised(longest, partial(foresight.advice, setup)):
+    tokens = longest * job.machine["micro_batch_size"]
+    with checkpoints.trusted_classes_only(checkpoint), advised(tokens, partial(foresight.advice, setup)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch, samples, stop = (_callback(trainer, kind) for kind in (Watch, Samples, StopOnRequest))
     if stop.stopped:

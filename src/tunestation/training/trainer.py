@@ -99,10 +99,6 @@ class RecipeTrainer(Trainer):
         if self.args.should_save:
             checkpoints.prune(self.folder, self.keep, self.args.save_steps)
 
-    def least(self, number: int) -> int:
-        """The smallest of the numbers that all processes call this with."""
-        return least(number, self.args)
-
     def _stamp(self, step: int) -> checkpoints.Stamp:
         micro = self.args.per_device_train_batch_size
         return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, self.held_out_loss.get(step), nodes_training())

@@ -263,27 +263,26 @@ def _mix(x):
     return x ^ (x >> 16)
 
 
+@triton.jit
+def _kept(row, column, columns, seed, limit):
+    """Which places dropout keeps, as `ops.dropout` numbers them."""
+    index = (row * columns).to(tl.uint32) + column.to(tl.uint32)
+    return _mix(_mix(index) ^ seed.to(tl.uint32)) >= limit.to(tl.uint32)
+
+
 @triton.jit(do_not_specialize=["seed", "limit"])
-def _dropout(x, x_row, other, other_row, out, out_row, columns, seed, limit, scale, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _dropout(x, x_row, out, out_row, columns, seed, limit, scale, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < columns
-    index = (row * columns).to(tl.uint32) + at.to(tl.uint32)
-    kept = _mix(_mix(index) ^ seed.to(tl.uint32)) >= limit.to(tl.uint32)
-    value = tl.load(x + row * x_row + at, inside, 0).to(tl.float32)
-    value = tl.where(kept, value * scale, 0.0)
-    if ADD:
-        value += tl.load(other + row * other_row + at, inside, 0).to(tl.float32)
-    tl.store(out + row * out_row + at, value, inside)
+    value = tl.load(x + row * x_row + at, at < columns, 0).to(tl.float32)
+    tl.store(out + row * out_row + at, tl.where(_kept(row, at, columns, seed, limit), value * scale, 0.0), at < columns)
 
 
-def dropout(x, p, seed, out, added=None) -> None:
+def dropout(x, p, seed, out) -> None:
     rows, columns = x.shape
-    other = x if added is None else added
     _dropout[(rows, triton.cdiv(columns, 2048))](
-        x, x.stride(0), other, other.stride(0), out, out.stride(0), columns, seed, int(p * 2**32), 1 / (1 - p),
-        ADD=added is not None, BLOCK=2048, num_warps=8,
-    )  # fmt: skip
+        x, x.stride(0), out, out.stride(0), columns, seed, int(p * 2**32), 1 / (1 - p), BLOCK=2048, num_warps=8
+    )
 
 
 @triton.jit

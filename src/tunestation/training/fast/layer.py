@@ -169,9 +169,9 @@ class Layer:
         eight = self.down.eight(rows, self.down.columns)
         ops.glu(kept.gate_up, rows[:, : self.down.columns], self.block.gelu, eight)
         result = self.down.forward(rows, self.seeds(step)[3], eight, added=kept.middle)
-        kept.x_down, kept.tail_down = self._kept_rows(rows, self.down)
-        if not rows.is_cuda:
-            kept.x_down = None  # torch's activation on a CPU rounds otherwise than the one that is made again with its slope
+        x, kept.tail_down = self._kept_rows(rows, self.down)
+        # torch's activation on a CPU rounds otherwise than the one that is made again with its slope
+        kept.x_down = x if rows.is_cuda else None
         return result
 
     def again(self, h: torch.Tensor, kept: Kept, step: Step) -> Kept:

@@ -8,14 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tunestation.training.fast.kernels import _mix
-
-
-@triton.jit
-def _kept(row, column, columns, seed, limit):
-    """Which places dropout keeps, as `ops.dropout` numbers them."""
-    index = (row * columns).to(tl.uint32) + column.to(tl.uint32)
-    return _mix(_mix(index) ^ seed.to(tl.uint32)) >= limit.to(tl.uint32)
+from tunestation.training.fast.kernels import _kept
 
 
 @triton.jit(do_not_specialize=["seed", "limit"])

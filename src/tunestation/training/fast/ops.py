@@ -184,7 +184,7 @@ def add_low_rank(
     if y.is_cuda:
         return _low_rank_kernels().add_low_rank(y, tail, b, scale, added, p, seed)
     if p:
-        dropout(scale * (tail @ b.t()), p, seed, y, added=y)
+        y.copy_(_dropped(scale * (tail @ b.t()), p, seed) + y.float())
     else:
         y.addmm_(tail, b.t(), alpha=scale)
     if added is not None:
@@ -202,16 +202,20 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Ten
     logits.copy_(grad)
 
 
-def dropout(x: torch.Tensor, p: float, seed: int, out: torch.Tensor, added: torch.Tensor | None = None) -> None:
-    """out [T, K] = x with each value kept with probability 1 - p and divided by it, or 0; plus `added`.
+def dropout(x: torch.Tensor, p: float, seed: int, out: torch.Tensor) -> None:
+    """out [T, K] = x with each value kept with probability 1 - p and divided by it, or 0.
 
     Which are kept depends on `seed` (below 2^31) and place alone, so a backward pass draws the same again and stores no mask.
     """
     if x.is_cuda:
-        return _kernels().dropout(x, p, seed, out, added)
+        return _kernels().dropout(x, p, seed, out)
+    out.copy_(_dropped(x, p, seed))
+
+
+def _dropped(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+    """`dropout` of x, in fp32."""
     kept = _mix(_mix(torch.arange(x.numel(), device=x.device) & 0xFFFFFFFF) ^ seed).view(x.shape) >= int(p * 2**32)
-    value = torch.where(kept, x.float() * (1 / (1 - p)), 0.0)
-    out.copy_(value if added is None else value + added.float())
+    return torch.where(kept, x.float() * (1 / (1 - p)), 0.0)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
