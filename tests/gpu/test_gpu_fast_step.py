@@ -60,7 +60,7 @@ def test_one_launch_writes_the_buffer_that_single_copies_write():
     for targets in ("all-linear", ["q_proj", "v_proj", "up_proj"]):
         model = adapted("nf4", targets=targets).cuda()
         for projection in Fast.over(model).layers[1].projections:
-            assert projection.agrees(torch.empty(0, dtype=torch.bfloat16, device="cuda"))
+            assert projection.filling.agrees(torch.empty(0, dtype=torch.bfloat16, device="cuda"))
 
 
 def test_an_8_bit_base_learns_nearly_what_16_bit_learn():

@@ -10,6 +10,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB of shared memory that a program may have, as the CUDA programming guide lists them."""
+
 
 class Driver:
     """What Triton asks of a driver before a launch."""
@@ -29,30 +32,36 @@ class Driver:
 
 def launches(capability: int) -> None:
     """Each kernel as layers launch it: with and without residuals and dropout, either activation, 8-bit copies where a GPU has them."""
-    from tunestation.training.fast import kernels, low_rank_kernels, ops, product_kernels
+    from tunestation.training.fast import kernels, low_rank_kernels, ops, product_kernels, rotary_kernels
+    from tunestation.training.fast.weights import Buffer
 
     h, wide, weight, table = torch.empty(4, 320).bfloat16(), torch.empty(4, 640).bfloat16(), torch.empty(320).bfloat16(), torch.empty(4, 32)
     heads, losses = torch.empty(4, 20, 64).bfloat16(), torch.empty(4)
     eights = [ops.empty_eight(4, 320, h.device)] if capability >= 89 else []
+    drawn = ops.Dropped(h, 0.1, 5)
     for eight in (None, *eights):
-        kernels.rms_norm(h, weight, 1e-6, h, None, None, eight)
+        kernels.rms_norm(h, weight, 1e-6, h, None, None, eight, drawn)
         kernels.rms_norm(h, weight, 1e-6, h, h, h, eight)
         for gelu in (False, True):
-            kernels.glu(wide, h, gelu, eight)
+            kernels.glu(wide, h, gelu, eight, None if gelu else drawn)
             kernels.glu_backward(wide, h, wide, gelu, eight, result=gelu)
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, h, eight, result=eight is None)
     for other in (None, h):
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
     kernels.dropout(h, 0.1, 5, h)
-    kernels.rotate(heads, table, table, heads, 1)
-    kernels.norm_rotate(heads, weight, 1e-6, table, table, heads)
-    kernels.norm_rotate_backward(heads, heads, weight, 1e-6, table, table, heads)
-    kernels.copy(h, h)
+    rotary_kernels.rotate(heads, table, table, heads, 1)
+    rotary_kernels.norm_rotate(heads, weight, 1e-6, table, table, heads)
+    rotary_kernels.norm_rotate_backward(heads, heads, weight, 1e-6, table, table, heads)
+    beside = torch.empty(4, 28 * 64).bfloat16()
+    for eight in (None, *[ops.empty_eight(*beside.shape, h.device) for _ in eights]):
+        rotary_kernels.turn_back((heads, heads[:, :4], heads[:, :4]), table, table, beside, eight)
+    for eight in (None, *eights):
+        kernels.copy(h, h, eight, drawn)
     for eight in eights:
         kernels.quantise_rows(h, *eight)
-    for b in (torch.empty(320, 64).bfloat16(), torch.empty(16, 320).bfloat16().t()):
-        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, 0.5)
-        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, 0.5, h, 0.1, 5)
+    for b in (torch.empty(320, 64).bfloat16(), torch.empty(16, 320).bfloat16().t(), torch.empty(192, 320).bfloat16().t()):
+        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b)
+        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, h, 0.1, 5)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):
@@ -62,8 +71,8 @@ def launches(capability: int) -> None:
     addresses = torch.zeros(24, dtype=torch.int64)
     for nested in (False, True):
         for columns in (512, 688):
-            out = torch.empty(264, columns + 8).bfloat16()
-            product_kernels.fill(addresses, out, [256], [8], columns, [0.5], True, nested, wide=nested)
+            buffer = Buffer(torch.empty(264 * (columns + 8)).bfloat16(), 256, columns, 8, True)
+            product_kernels.fill(addresses, buffer.base, buffer, [256], [8], [0.5], nested, wide=nested)
 
 
 def main(capability: int) -> None:
@@ -77,8 +86,12 @@ def main(capability: int) -> None:
 
     triton.runtime.driver.set_active(Driver(capability))
     JITFunction.run = compile_only
+    from tunestation.training.fast import low_rank_kernels
+
+    low_rank_kernels.roomy = lambda _device: capability in (90, 100)
     launches(capability)
     assert all(kernel.asm["cubin"] for kernel in made)
+    assert max(kernel.metadata.shared for kernel in made) <= 1024 * SHARED[capability]
     print(len(made))
 
 

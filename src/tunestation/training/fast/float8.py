@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tunestation.training.fast import ops
-from tunestation.training.fast.projection import Projection, Scratch
+from tunestation.training.fast.projection import Input, Projection
+from tunestation.training.fast.weights import Buffer, Scratch
 
 
 class Float8Linear(nn.Module):
@@ -46,6 +47,8 @@ def quantise_base(model: nn.Module, device: torch.device) -> None:
 class Float8Projection(Projection):
     """The same interface over 8-bit weights: the base product in 8 bits, the adapter's share added in 16."""
 
+    BASE = False
+
     def __init__(self, modules: list[nn.Module], scratch: Scratch):
         super().__init__(modules, scratch)
         bases = [member.base for member in self.members]
@@ -62,53 +65,32 @@ class Float8Projection(Projection):
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
         return ops.empty_eight(len(rows), columns, rows.device)
 
-    def forward(
-        self,
-        rows: torch.Tensor,
-        seed: int | None,
-        eight: ops.Eight | None = None,
-        roomy: bool = False,
-        added: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        k = self.columns
-        y = multiply(eight or ops.quantise_rows(rows[:, :k]), self.by_rows, self._bias(), rows.dtype)
-        if self.rank:
-            self._share(rows, self._all_a(rows), seed)
+    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
+        k, rows = self.columns, read.rows
+        y = multiply(read.eight, self.by_rows, self._bias(), rows.dtype)
         at_once = added is not None and all(self.ranks)
-        for member, start, size, rank, r in self._parts():
-            tail, b, part = rows[:, k + rank : k + rank + r], member.adapter[1].to(y.dtype), slice(start, start + size)
-            ops.add_low_rank(y[:, part], tail, b, member.scale, added[:, part] if at_once else None)
+        row, rank = 0, 0
+        for size, r in zip(self.sizes, self.ranks, strict=True):
+            part = slice(row, row + size)
+            if r:
+                share, b = rows[:, k + rank : k + rank + r], buffer.b[part, rank : rank + r]
+                ops.add_low_rank(y[:, part], share, b, added[:, part] if at_once else None)
+            row, rank = row + size, rank + r
         return y if added is None or at_once else y.add_(added)
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
         return self.gradient(y)  # the 8-bit product has written y without room
 
-    def backward(
-        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
-    ) -> torch.Tensor | None:
+    def _multiply_back(self, grads: torch.Tensor, buffer: Buffer, seed: int | None, eight: ops.Eight | None) -> torch.Tensor:
         n = self.outputs
-        for member, start, size, rank, r in self._parts():
-            b = member.adapter[1].to(grads.dtype) * member.scale
-            torch.mm(grads[:, start : start + size], b, out=grads[:, n + rank : n + rank + r])
-        if not wanted:
-            return None
         dx = multiply(eight or ops.quantise_rows(grads[:, :n]), self.by_columns, None, grads.dtype)
         if self.rank:
             p = self.p if self._drops(seed) else 0.0
-            ops.add_low_rank(dx, grads[:, n:], self._all_a(grads).t(), 1.0, p=p, seed=seed or 0)
+            ops.add_low_rank(dx, grads[:, n:], buffer.a.t(), p=p, seed=seed or 0)
         return dx
 
     def keep_weights(self, like: torch.Tensor | None) -> None:
         """8-bit weights are always at hand."""
-
-    def _all_a(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.cat([member.adapter[0].to(like.dtype) for member in self.members if member.adapter])
-
-    def _parts(self):
-        ranks = _starts(self.ranks)
-        for member, start, size, rank, r in zip(self.members, _starts(self.sizes), self.sizes, ranks, self.ranks, strict=True):
-            if r:
-                yield member, start, size, rank, r
 
 
 def multiply(x: ops.Eight, weight: ops.Eight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

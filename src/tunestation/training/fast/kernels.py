@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tunestation.training.fast.grids import pieces, power_of_2
+
 
 def _warps(columns: int) -> int:
     """Warps of a program that holds a whole row of `columns` in registers."""
@@ -24,9 +26,38 @@ def _store_eight(value, eight, scales, row, at, columns, inside):
 
 
 @triton.jit
+def _multiply_bits(x):
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    return x
+
+
+@triton.jit
+def _kept(row, column, columns, seed, limit):
+    """Which places dropout keeps, as `ops.dropout` numbers them. Where its two hashes meet, shifts cancel but for the seed's."""
+    index, seed = (row * columns).to(tl.uint32) + column.to(tl.uint32), seed.to(tl.uint32)
+    x = _multiply_bits(_multiply_bits(index ^ (index >> 16)) ^ (seed ^ (seed >> 16)))
+    return (x ^ (x >> 16)) >= limit.to(tl.uint32)
+
+
+@triton.jit
+def _store_dropped(value, dropped, row, at, columns, seed, limit, share, inside):
+    """What a row holds at `at`, with dropout; `ops.dropout` says how."""
+    kept = tl.where(_kept(row, at, columns, seed, limit), value.to(tl.float32) * share, 0.0)
+    tl.store(dropped + row * columns + at, kept, inside)
+
+
+def _drawing(dropped, other) -> tuple:
+    """Arguments of a kernel that may drop: where to, seed, limit, and what a kept value is multiplied with."""
+    return (other, 0, 0, 1.0) if dropped is None else (dropped.out, dropped.seed, int(dropped.p * 2**32), 1 / (1 - dropped.p))
+
+
+@triton.jit(do_not_specialize=["seed", "limit"])
 def _rms_norm(
-    h, added, weight, total, out, out_stride, eight, scales, columns, eps, ADD: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr
-):
+    h, added, weight, total, out, out_stride, eight, scales, dropped, seed, limit, share, columns, eps,
+    ADD: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < columns
@@ -40,15 +71,17 @@ def _rms_norm(
     tl.store(out + row * out_stride + at, value, inside)
     if EIGHT:
         _store_eight(value.to(tl.float32), eight, scales, row, at, columns, inside)
+    if DROP:
+        _store_dropped(value, dropped, row, at, columns, seed, limit, share, inside)
 
 
-def rms_norm(h, weight, eps, out, added, total, eight) -> None:
+def rms_norm(h, weight, eps, out, added, total, eight, dropped=None) -> None:
     rows, columns = h.shape
     other = h if added is None else added
     target = h if total is None else total
     _rms_norm[(rows,)](
-        h, other, weight, target, out, out.stride(0), *(eight or (h, h)), columns, eps,
-        ADD=added is not None, EIGHT=eight is not None, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns),
+        h, other, weight, target, out, out.stride(0), *(eight or (h, h)), *_drawing(dropped, h), columns, eps,
+        ADD=added is not None, EIGHT=eight is not None, DROP=dropped is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
 
 
@@ -81,7 +114,7 @@ def rms_norm_backward(grad, h, weight, eps, out, residual=None, eight=None, resu
     _rms_norm_backward[(rows,)](
         grad, h, weight, added, added.stride(0), out, out.stride(0), *(eight or (h, h)), columns, eps,
         RESIDUAL=residual is not None, RESULT=result, EIGHT=eight is not None, num_warps=_warps(columns),
-        BLOCK=triton.next_power_of_2(columns),
+        BLOCK=power_of_2(columns),
     )  # fmt: skip
 
 
@@ -111,10 +144,10 @@ def _activate(gate, GELU: tl.constexpr):
     return act, slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "limit"])
 def _glu(
-    gate_up, gate_up_row, out, out_stride, eight, scales, columns: tl.constexpr,
-    GELU: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
+    gate_up, gate_up_row, out, out_stride, eight, scales, dropped, seed, limit, share, columns: tl.constexpr,
+    GELU: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
@@ -126,17 +159,19 @@ def _glu(
         value = (act * up).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, value, inside)
         largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
+        if DROP:
+            _store_dropped(value, dropped, row, at, columns, seed, limit, share, inside)
     if EIGHT:
         scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
         tl.store(scales + row, scale)
         _copy_in_eight(out + row * out_stride, eight + row * columns, scale, columns, BLOCK)
 
 
-def glu(gate_up, out, gelu, eight) -> None:
+def glu(gate_up, out, gelu, eight, dropped=None) -> None:
     rows, columns = out.shape
     _glu[(rows,)](
-        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), columns,
-        GELU=gelu, EIGHT=eight is not None, BLOCK=2048, num_warps=8,
+        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), *_drawing(dropped, out), columns,
+        GELU=gelu, EIGHT=eight is not None, DROP=dropped is not None, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 
 
@@ -174,100 +209,27 @@ def glu_backward(gate_up, grad, out, gelu, eight, result=True) -> None:
     )  # fmt: skip
 
 
-@triton.jit
-def _rotate(x, x_row, x_head, out, out_row, out_head, cos, sin, table_row, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    at = tl.arange(0, HALF)[None, :]
-    inside = (head < heads) & (at < half)
-    c = tl.load(cos + row * table_row + at, at < half, 0).to(tl.float32)
-    s = tl.load(sin + row * table_row + at, at < half, 0).to(tl.float32) * sign
-    a = tl.load(x + row * x_row + head * x_head + at, inside, 0).to(tl.float32)
-    b = tl.load(x + row * x_row + head * x_head + half + at, inside, 0).to(tl.float32)
-    tl.store(out + row * out_row + head * out_head + at, a * c - b * s, inside)
-    tl.store(out + row * out_row + head * out_head + half + at, b * c + a * s, inside)
-
-
-def rotate(x, cos, sin, out, sign) -> None:
-    rows, heads, size = x.shape
-    _rotate[(rows, triton.cdiv(heads, 8))](
-        x, x.stride(0), x.stride(1), out, out.stride(0), out.stride(1), cos, sin, cos.stride(0), heads, size // 2, sign,
-        HEADS=8, HALF=triton.next_power_of_2(size // 2), num_warps=4,
-    )  # fmt: skip
-
-
-@triton.jit
-def _norm_rotate(
-    grad, grad_row, grad_head, x, x_row, x_head, out, out_row, out_head, weight, eps, cos, sin, table_row, heads, half,
-    BACKWARD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+@triton.jit(do_not_specialize=["seed", "limit"])
+def _copy(
+    x, x_row, out, out_row, eight, scales, dropped, seed, limit, share, columns,
+    EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    at = tl.arange(0, HALF)[None, :]
-    inside = (head < heads) & (at < half)
-    c = tl.load(cos + row * table_row + at, at < half, 0).to(tl.float32)
-    s = tl.load(sin + row * table_row + at, at < half, 0).to(tl.float32)
-    weight_a, weight_b = tl.load(weight + at, at < half, 0).to(tl.float32), tl.load(weight + half + at, at < half, 0).to(tl.float32)
-    a = tl.load(x + row * x_row + head * x_head + at, inside, 0).to(tl.float32)
-    b = tl.load(x + row * x_row + head * x_head + half + at, inside, 0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / (2 * half) + eps)[:, None]
-    a, b = a * scale, b * scale
-    if BACKWARD:
-        g = tl.load(grad + row * grad_row + head * grad_head + at, inside, 0).to(tl.float32)
-        h = tl.load(grad + row * grad_row + head * grad_head + half + at, inside, 0).to(tl.float32)
-        g, h = (g * c + h * s) * weight_a, (h * c - g * s) * weight_b
-        mean = (tl.sum(g * a + h * b, 1) / (2 * half))[:, None]
-        a, b = scale * (g - a * mean), scale * (h - b * mean)
-    else:
-        a, b = a * weight_a, b * weight_b
-        a, b = a * c - b * s, b * c + a * s
-    tl.store(out + row * out_row + head * out_head + at, a, inside)
-    tl.store(out + row * out_row + head * out_head + half + at, b, inside)
+    at = tl.arange(0, BLOCK)
+    value = tl.load(x + row * x_row + at, at < columns, 0)
+    tl.store(out + row * out_row + at, value, at < columns)
+    if EIGHT:
+        _store_eight(value.to(tl.float32), eight, scales, row, at, columns, at < columns)
+    if DROP:
+        _store_dropped(value, dropped, row, at, columns, seed, limit, share, at < columns)
 
 
-def norm_rotate(x, weight, eps, cos, sin, out) -> None:
-    _launch_norm_rotate(x, x, weight, eps, cos, sin, out, False)
-
-
-def norm_rotate_backward(grad, x, weight, eps, cos, sin, out) -> None:
-    _launch_norm_rotate(grad, x, weight, eps, cos, sin, out, True)
-
-
-def _launch_norm_rotate(grad, x, weight, eps, cos, sin, out, backward) -> None:
-    rows, heads, size = x.shape
-    strides = [(part, part.stride(0), part.stride(1)) for part in (grad, x, out)]
-    _norm_rotate[(rows, triton.cdiv(heads, 8))](
-        *(value for stride in strides for value in stride), weight, eps, cos, sin, cos.stride(0), heads, size // 2,
-        BACKWARD=backward, HEADS=8, HALF=triton.next_power_of_2(size // 2), num_warps=4,
-    )  # fmt: skip
-
-
-@triton.jit
-def _copy(x, x_row, out, out_row, columns, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + row * out_row + at, tl.load(x + row * x_row + at, at < columns, 0), at < columns)
-
-
-def copy(x, out) -> None:
+def copy(x, out, eight=None, dropped=None) -> None:
     rows, columns = x.shape
-    _copy[(rows, triton.cdiv(columns, 4096))](x, x.stride(0), out, out.stride(0), columns, BLOCK=4096, num_warps=8)
-
-
-@triton.jit
-def _mix(x):
-    x ^= x >> 16
-    x *= 0x7FEB352D
-    x ^= x >> 15
-    x *= 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _kept(row, column, columns, seed, limit):
-    """Which places dropout keeps, as `ops.dropout` numbers them."""
-    index = (row * columns).to(tl.uint32) + column.to(tl.uint32)
-    return _mix(_mix(index) ^ seed.to(tl.uint32)) >= limit.to(tl.uint32)
+    _copy[(rows,)](
+        x, x.stride(0), out, out.stride(0), *(eight or (x, x)), *_drawing(dropped, x), columns,
+        EIGHT=eight is not None, DROP=dropped is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["seed", "limit"])
@@ -280,7 +242,7 @@ def _dropout(x, x_row, out, out_row, columns, seed, limit, scale, BLOCK: tl.cons
 
 def dropout(x, p, seed, out) -> None:
     rows, columns = x.shape
-    _dropout[(rows, triton.cdiv(columns, 2048))](
+    _dropout[(rows, pieces(columns, 2048))](
         x, x.stride(0), out, out.stride(0), columns, seed, int(p * 2**32), 1 / (1 - p), BLOCK=2048, num_warps=8
     )
 
@@ -295,5 +257,5 @@ def _quantise_rows(x, x_row, out, scales, columns, BLOCK: tl.constexpr):
 
 def quantise_rows(x, out, scales) -> None:
     rows, columns = x.shape
-    block = triton.next_power_of_2(columns)
+    block = power_of_2(columns)
     _quantise_rows[(rows,)](x, x.stride(0), out, scales, columns, BLOCK=block, num_warps=min(32, max(4, block // 1024)))

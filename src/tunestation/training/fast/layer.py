@@ -12,7 +12,8 @@ from tunestation.training.fast import ops
 from tunestation.training.fast.attention import Documents, attend
 from tunestation.training.fast.block import Block, Norm
 from tunestation.training.fast.host import Inputs, Weights
-from tunestation.training.fast.projection import Projection, Scratch
+from tunestation.training.fast.projection import Input, Projection
+from tunestation.training.fast.weights import Scratch
 
 
 class Keep(IntEnum):
@@ -80,7 +81,7 @@ class Kept:
     tail_gate_up: torch.Tensor | None = None
     tail_down: torch.Tensor | None = None
     x_qkv: torch.Tensor | None = None
-    """Input [T, K] of the projection, as `x_gate_up` and `x_down`; only where nothing is made again."""
+    """What the projection's adapters read [T, K], as `x_gate_up` and `x_down`; only where nothing is made again."""
     x_gate_up: torch.Tensor | None = None
     x_down: torch.Tensor | None = None
 
@@ -109,30 +110,23 @@ class Layer:
         first = len(self.projections) * self.index
         return [None if step.seed is None else (step.seed + first + place) % 2**31 for place in range(len(self.projections))]
 
-    def attend(self, h: torch.Tensor, step: Step) -> tuple[Kept, tuple]:
-        """The first half; also the rows that gate and up read, in 8 bits too where they ask for it."""
-        seed, seed_o, _, _ = self.seeds(step)
-        rows = self.qkv.input(h)
-        eight = self.qkv.eight(rows, self.qkv.columns)
-        normalise(self.block.norm1, h, rows[:, : self.qkv.columns], eight=eight)
-        qkv = self.qkv.forward(rows, seed, eight).unflatten(1, (-1, self.block.size))
-        x_qkv, tail = self._kept_rows(rows, self.qkv)
+    def attend(self, h: torch.Tensor, step: Step) -> tuple[Kept, Input]:
+        """The first half; also what gate and up read."""
+        seed, seed_o, seed_gate_up, _ = self.seeds(step)
+        read = self.qkv.input(h, seed)
+        _normalise(self.block.norm1, h, read)
+        qkv, x_qkv = self.qkv.forward(read, keep=self.keep is Keep.MORE)
+        qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv)
         q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
         with torch.enable_grad():
             attention = attend(q, k, v, step.documents, self.block.scale)
-        rows = self.o.input(h)
-        ops.copy(attention.detach().flatten(1), rows[:, : self.o.columns])
-        added, middle = self.o.forward(rows, seed_o), torch.empty_like(h)
-        tail_o = rows[:, self.o.columns :].clone()  # its input, the attention, is kept anyway
-        rows = self.gate_up.input(h)
-        eight = self.gate_up.eight(rows, self.gate_up.columns)
-        normalise(self.block.norm2, h, rows[:, : self.gate_up.columns], added, middle, eight)
-        return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), (rows, eight)
-
-    def _kept_rows(self, rows: torch.Tensor, projection: Projection) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """What is kept of the completed `rows` that `projection` read: the input if it is not to be made again, and the tail."""
-        x, tail = rows[:, : projection.columns], rows[:, projection.columns :]
-        return (x, tail) if self.keep is Keep.MORE else (None, tail.clone())
+        read = self.o.input(h, seed_o)
+        ops.copy(attention.detach().flatten(1), read.x, read.eight, read.dropped)
+        added, middle = self.o.forward(read)[0], torch.empty_like(h)
+        tail_o = _tail(read.rows, self.o, None)  # its input, the attention, is kept anyway
+        read = self.gate_up.input(h, seed_gate_up)
+        _normalise(self.block.norm2, h, read, added, middle)
+        return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), read
 
     def _turn(self, qkv: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
         """q, k, v [T, heads, size] as attention takes them: in place, unless heads are normalised."""
@@ -146,32 +140,31 @@ class Layer:
             ops.norm_rotate(part, norm.weight, norm.eps, step.cos, step.sin, out)
         return *turned, parts[2]
 
-    def _turn_back(self, d_q: torch.Tensor, d_k: torch.Tensor, kept: Kept, step: Step, out: torch.Tensor) -> None:
-        """The gradients of `_turn`'s q and k to `out` [T, all heads, size]."""
-        parts = out.split(self.block.heads, 1)
+    def _turn_back(self, turned: tuple[torch.Tensor, ...], kept: Kept, step: Step, out: torch.Tensor) -> ops.Eight | None:
+        """The gradients of `_turn`'s q, k, v to `out` [T, N], and in 8 bits where they are asked for and all are written at once."""
         if not self.block.head_norms:
-            for gradient, part in zip((d_q, d_k), parts, strict=False):
-                ops.rotate(gradient, step.cos, step.sin, part, sign=-1)
-            return
-        before = kept.before_turning.split(self.block.heads, 1)
-        for norm, gradient, x, part in zip(self.block.head_norms, (d_q, d_k), before, parts, strict=False):
+            eight = self.qkv.eight(out, self.qkv.outputs)
+            ops.turn_back(turned, step.cos, step.sin, out, eight)
+            return eight
+        parts, before = (x.split(self.block.heads, 1) for x in (out.unflatten(1, (-1, self.block.size)), kept.before_turning))
+        for norm, gradient, x, part in zip(self.block.head_norms, turned, before, parts, strict=False):
             ops.norm_rotate_backward(gradient, x, norm.weight, norm.eps, step.cos, step.sin, part)
+        ops.copy(turned[2].flatten(1), parts[2].flatten(1))
+        return None
 
-    def expand(self, kept: Kept, read: tuple, step: Step) -> None:
+    def expand(self, kept: Kept, read: Input) -> None:
         """Gate and up from what they read."""
-        rows, eight = read
-        kept.gate_up = self.gate_up.forward(rows, self.seeds(step)[2], eight, roomy=True)
-        kept.x_gate_up, kept.tail_gate_up = self._kept_rows(rows, self.gate_up)
+        kept.gate_up, kept.x_gate_up = self.gate_up.forward(read, roomy=True, keep=self.keep is Keep.MORE)
+        kept.tail_gate_up = _tail(read.rows, self.gate_up, kept.x_gate_up)
 
     def contract(self, kept: Kept, step: Step) -> torch.Tensor:
         """The layer's result from gate and up."""
-        rows = self.down.input(kept.middle)
-        eight = self.down.eight(rows, self.down.columns)
-        ops.glu(kept.gate_up, rows[:, : self.down.columns], self.block.gelu, eight)
-        result = self.down.forward(rows, self.seeds(step)[3], eight, added=kept.middle)
-        x, kept.tail_down = self._kept_rows(rows, self.down)
+        read = self.down.input(kept.middle, self.seeds(step)[3])
+        ops.glu(kept.gate_up, read.x, self.block.gelu, read.eight, read.dropped)
         # torch's activation on a CPU rounds otherwise than the one that is made again with its slope
-        kept.x_down = x if rows.is_cuda else None
+        keep = self.keep is Keep.MORE and read.x.is_cuda
+        result, kept.x_down = self.down.forward(read, added=kept.middle, keep=keep)
+        kept.tail_down = _tail(read.rows, self.down, kept.x_down)
         return result
 
     def again(self, h: torch.Tensor, kept: Kept, step: Step) -> Kept:
@@ -182,10 +175,9 @@ class Layer:
         if self.keep is Keep.INPUT:
             kept, read = self.attend(h, step)
         else:
-            rows = self.gate_up.input(h)
-            read = rows, self.gate_up.eight(rows, self.gate_up.columns)
-            normalise(self.block.norm2, kept.middle, rows[:, : self.gate_up.columns], eight=read[1])
-        self.expand(kept, read, step)
+            read = self.gate_up.input(h, self.seeds(step)[2])
+            _normalise(self.block.norm2, kept.middle, read)
+        self.expand(kept, read)
         kept.tail_down = tail_down
         return kept
 
@@ -218,57 +210,56 @@ class Layer:
         eight, made = self.gate_up.eight(grads, self.gate_up.outputs), kept.x_down is None
         ops.glu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], self.block.gelu, eight, made)
         kept.gate_up = None
-        d_down = self.down.adapter_gradients(given.rows, d_act if made else kept.x_down, kept.tail_down, seed_down)
+        d_act = self.down.adapter_input(d_act, seed_down) if made else kept.x_down
+        d_down = self.down.adapter_gradients(given.rows, d_act, kept.tail_down)
         kept.x_down = kept.tail_down = d_act = None
         dx = self.gate_up.backward(grads, seed, eight)
         del eight
-        d_middle = Given(self.o.gradient(dx), self.o.eight(dx, self.o.outputs))
-        made = kept.x_gate_up is None
+        d_middle, made = Given(self.o.gradient(dx), self.o.eight(dx, self.o.outputs)), kept.x_gate_up is None
         d_out, result = given.rows[:, : self.down.outputs], d_middle.rows[:, : self.o.outputs]
         _denormalise(self.block.norm2, dx, kept.middle, result, d_out, d_middle.eight, made)
-        d_gate_up = self.gate_up.adapter_gradients(grads, dx if made else kept.x_gate_up, kept.tail_gate_up, seed)
-        return d_middle, [*d_gate_up, *d_down]
+        x = self.gate_up.adapter_input(dx, seed) if made else kept.x_gate_up
+        return d_middle, [*self.gate_up.adapter_gradients(grads, x, kept.tail_gate_up), *d_down]
 
     def _backward_attention(self, h, kept: Kept, step: Step, given: Given, wanted: bool) -> tuple:
         """dh (None unless `wanted`) and the gradients of the attention's adapters; `given` as `_backward_mlp` left it."""
-        seed, seed_o, _, _ = self.seeds(step)
-        d_middle = given.rows
+        d_middle, seed_o = given.rows, self.seeds(step)[1]
         d_attention = self.o.backward(d_middle, seed_o, given.eight)
-        d_o = self.o.adapter_gradients(d_middle, kept.attention.detach().flatten(1), kept.tail_o, seed_o)
+        d_o = self.o.adapter_gradients(d_middle, self.o.adapter_input(kept.attention.detach().flatten(1), seed_o), kept.tail_o)
         grads = self.qkv.gradient(h)
         turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
-        self._turn_back(*turned[:2], kept, step, grads[:, : self.qkv.outputs].unflatten(1, (-1, self.block.size)))
-        d_v = turned[2].flatten(1)
-        ops.copy(d_v, grads[:, self.qkv.outputs - d_v.shape[1] : self.qkv.outputs])
-        del turned, d_v, d_attention
-        kept.attention = kept.before_turning = None
-        dh, x = self._backward_input(h, kept, step, grads, d_middle[:, : self.o.outputs], wanted)
-        return dh, [*self.qkv.adapter_gradients(grads, x, kept.tail_qkv, seed), *d_o]
+        eight = self._turn_back(turned, kept, step, grads[:, : self.qkv.outputs])
+        kept.attention = kept.before_turning = turned = d_attention = None
+        dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted)
+        dh, x = self._backward_input(h, kept, step, dx, d_middle[:, : self.o.outputs])
+        return dh, [*self.qkv.adapter_gradients(grads, x, kept.tail_qkv), *d_o]
 
-    def _backward_input(self, h, kept: Kept, step: Step, grads: torch.Tensor, d_middle: torch.Tensor, wanted: bool) -> tuple:
-        """(dh or None, the input of the first projection); `d_middle` reached h past the attention."""
-        made = kept.x_qkv is None
-        dx = self.qkv.backward(grads, self.seeds(step)[0], wanted=wanted)
-        if not wanted:
-            if made:
-                normalise(self.block.norm1, h, dx := torch.empty_like(h))
-            return None, dx if made else kept.x_qkv
-        step.given = Given(self.down.gradient(h), self.down.eight(h, self.down.outputs))
-        dh = step.given.rows[:, : self.down.outputs]
-        _denormalise(self.block.norm1, dx, h, dh, d_middle, step.given.eight, made)
-        return dh, dx if made else kept.x_qkv
+    def _backward_input(self, h, kept: Kept, step: Step, dx: torch.Tensor | None, d_middle: torch.Tensor) -> tuple:
+        """(dh, None without dx, what the adapters of the first projection read); `d_middle` reached h past the attention."""
+        made, dh = kept.x_qkv is None, None
+        if dx is None and made:
+            normalise(self.block.norm1, h, dx := torch.empty_like(h))
+        elif dx is not None:
+            step.given = Given(self.down.gradient(h), self.down.eight(h, self.down.outputs))
+            dh = step.given.rows[:, : self.down.outputs]
+            _denormalise(self.block.norm1, dx, h, dh, d_middle, step.given.eight, made)
+        return dh, self.qkv.adapter_input(dx, self.seeds(step)[0]) if made else kept.x_qkv
 
 
-def normalise(
-    norm: Norm,
-    h: torch.Tensor,
-    out: torch.Tensor,
-    added: torch.Tensor | None = None,
-    total: torch.Tensor | None = None,
-    eight: ops.Eight | None = None,
-) -> None:
-    """`norm` of h (or of h + added, kept in `total`) to `out`, and to `eight` in 8 bits."""
-    ops.rms_norm(h, norm.weight, norm.eps, out, added, total, eight)
+def _tail(rows: torch.Tensor, projection: Projection, kept: torch.Tensor | None) -> torch.Tensor:
+    """The adapter's share of the completed `rows`; a copy, unless these rows are what is kept."""
+    tail = rows[:, projection.columns :]
+    return tail if kept is not None and kept.data_ptr() == rows.data_ptr() else tail.clone()
+
+
+def normalise(norm: Norm, h: torch.Tensor, out: torch.Tensor) -> None:
+    """`norm` of h to `out`."""
+    ops.rms_norm(h, norm.weight, norm.eps, out)
+
+
+def _normalise(norm: Norm, h: torch.Tensor, read: Input, added: torch.Tensor | None = None, total: torch.Tensor | None = None) -> None:
+    """`norm` of h (or of h + added, kept in `total`) to where a projection reads it."""
+    ops.rms_norm(h, norm.weight, norm.eps, read.x, added, total, read.eight, read.dropped)
 
 
 def _denormalise(
@@ -284,7 +275,7 @@ class _Layer(torch.autograd.Function):
         step.bring(layer.index, 1)
         ctx.save_for_backward(step.inputs.put(layer.index, h))
         kept, read = layer.attend(h, step)
-        layer.expand(kept, read, step)
+        layer.expand(kept, read)
         del read
         out = layer.contract(kept, step)
         ctx.layer, ctx.step, ctx.kept = layer, step, layer.left_out(kept)

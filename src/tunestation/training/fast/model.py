@@ -17,7 +17,8 @@ from tunestation.training.fast.float8 import Float8Linear, Float8Projection
 from tunestation.training.fast.head import summed_loss
 from tunestation.training.fast.host import Inputs, Waiting
 from tunestation.training.fast.layer import Keep, Layer, Step
-from tunestation.training.fast.projection import Member, Projection, Scratch
+from tunestation.training.fast.projection import Projection
+from tunestation.training.fast.weights import Member, Scratch
 
 
 def obstacle(model: nn.Module, longest: int) -> str | None:
@@ -117,18 +118,13 @@ class Fast:
         counts = tuple(sum(rank > 0 for rank in member) for member in zip(*ranks, strict=True))
         return shape if min(counts) == shape.layers else replace(shape, adapted=counts)
 
-    @property
-    def dequantised(self) -> bool:
-        """Whether weights are made from 4-bit ones (or copied from 16-bit ones) for each product."""
-        return not isinstance(self.layers[0].qkv, Float8Projection)
-
     def forget(self) -> None:
         """Give back weights held ready and the buffer for others; what waits in host memory comes back."""
         self.waiting.become(replace(self.choice, host=memory.ALL_THERE))
         for layer in self.layers:
             for projection in layer.projections:
                 projection.keep_weights(None)
-                projection.scratch.flat = None
+                projection.scratch.forget()
 
     def keep(self, choice: memory.Choice) -> None:
         """Hold in memory from now on what `choice` says."""
@@ -137,11 +133,11 @@ class Fast:
         like = self.model.model.norm.weight
         if self.waiting.weights:
             self.waiting.weights.take(0, 0)  # those of the first layer, which are tried
-        at_once = self.dequantised and all(projection.agrees(like) for projection in self.layers[0].projections)
-        if self.dequantised and not at_once:
+        at_once = all(projection.filling.agrees(like) for projection in self.layers[0].projections)
+        if not at_once:
             print("  note: this GPU or its compiler writes other weights in one launch than singly; the slower way is taken", flush=True)
         for index, (layer, level) in enumerate(zip(self.layers, choice.levels, strict=True)):
             layer.keep = Keep(level)
             for projection in layer.projections:
-                projection.at_once = at_once
+                projection.filling.at_once = at_once
                 projection.keep_weights(like if index < choice.dense else None)

@@ -1,19 +1,32 @@
 """What the fast step computes between its products. Each function is written out in torch, for CPUs and as the definition; on a GPU one
 Triton kernel does the same. Arithmetic is in fp32, whatever the dtype of the arguments; results are rounded once.
 
-Shapes: T tokens of a micro-batch, K columns. Rows of `out` and `gate_up` may be strided; everything else is contiguous. Where `eight` is
-given, `out` is written there too, as `quantise_rows` would: it saves reading it once more.
+Shapes: T tokens of a micro-batch, K columns. Rows of `out` and `gate_up` may be strided; everything else is contiguous. Where `eight` or
+`dropped` is given, `out` is written there too, as `quantise_rows` or `dropout` would: it saves reading it once more.
 """
 
 from __future__ import annotations
 
 from math import pi
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 Eight = tuple[torch.Tensor, torch.Tensor]
 """float8_e4m3fn values [T, K] and fp32 scales [T, 1]; their product is what they stand for."""
+
+
+class Dropped(NamedTuple):
+    """Where a result is to be written with dropout."""
+
+    out: torch.Tensor
+    """[T, K], contiguous."""
+    p: float
+    seed: int
+    """Below 2^31."""
+
+
 GELU, CUBIC = 2 * (2 / pi) ** 0.5, 0.044715
 """Of gelu by tanh (arXiv 1606.08415)."""
 
@@ -22,6 +35,12 @@ def _kernels():
     from tunestation.training.fast import kernels
 
     return kernels
+
+
+def _rotary_kernels():
+    from tunestation.training.fast import rotary_kernels
+
+    return rotary_kernels
 
 
 def _product_kernels():
@@ -44,15 +63,16 @@ def rms_norm(
     added: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
     eight: Eight | None = None,
+    dropped: Dropped | None = None,
 ) -> None:
     """out = weight * x / rms(x) (arXiv 1910.07467), x being h [T, K], or h + added, which is also written to `total`."""
     if h.is_cuda:
-        return _kernels().rms_norm(h, weight, eps, out, added, total, eight)
+        return _kernels().rms_norm(h, weight, eps, out, added, total, eight, dropped)
     if added is not None:
         h = total.copy_(h + added)
     x = h.float()
     out.copy_(x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps) * weight.float())
-    _fill(eight, out)
+    _fill(eight, out, dropped)
 
 
 def rms_norm_backward(
@@ -81,13 +101,15 @@ def rms_norm_backward(
         grad.copy_(unit * weight.float())
 
 
-def glu(gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None) -> None:
+def glu(
+    gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, dropped: Dropped | None = None
+) -> None:
     """out [T, K] = act(gate) * up (arXiv 2002.05202), act silu or, with `gelu`, gelu by tanh; gate_up [T, 2K] holds gate, then up."""
     if gate_up.is_cuda:
-        return _kernels().glu(gate_up, out, gelu, eight)
+        return _kernels().glu(gate_up, out, gelu, eight, dropped)
     gate, up = gate_up.float().chunk(2, 1)
     out.copy_((functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)) * up)
-    _fill(eight, out)
+    _fill(eight, out, dropped)
 
 
 def glu_backward(
@@ -129,7 +151,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Ten
         out[..., turning:].copy_(x[..., turning:])
     x, out = x[..., :turning], out[..., :turning]
     if x.is_cuda:
-        return _kernels().rotate(x, cos, sin, out, sign)
+        return _rotary_kernels().rotate(x, cos, sin, out, sign)
     c, s = cos.float()[:, None], sin.float()[:, None] * sign
     a, b = x.float().chunk(2, 2)
     out.copy_(torch.cat([a * c - b * s, b * c + a * s], 2))
@@ -138,7 +160,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Ten
 def norm_rotate(x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
     """out = rotate(rms_norm(x) of each head); x, out [T, heads, size], weight [size], cos, sin [T, size // 2]."""
     if x.is_cuda:
-        return _kernels().norm_rotate(x, weight, eps, cos, sin, out)
+        return _rotary_kernels().norm_rotate(x, weight, eps, cos, sin, out)
     x = x.float()
     rotate(x * torch.rsqrt(x.square().mean(2, keepdim=True) + eps) * weight.float(), cos, sin, out)
 
@@ -148,7 +170,7 @@ def norm_rotate_backward(
 ) -> None:
     """out [T, heads, size] = gradient of norm_rotate's x; `grad` of its result. The weight is frozen."""
     if x.is_cuda:
-        return _kernels().norm_rotate_backward(grad, x, weight, eps, cos, sin, out)
+        return _rotary_kernels().norm_rotate_backward(grad, x, weight, eps, cos, sin, out)
     x, turned = x.float(), torch.empty(x.shape, dtype=torch.float32, device=x.device)
     rotate(grad, cos, sin, turned, sign=-1)
     g, scale = turned * weight.float(), torch.rsqrt(x.square().mean(2, keepdim=True) + eps)
@@ -156,11 +178,26 @@ def norm_rotate_backward(
     out.copy_(scale * (g - unit * (g * unit).mean(2, keepdim=True)))
 
 
-def copy(x: torch.Tensor, out: torch.Tensor) -> None:
+def turn_back(
+    grads: tuple[torch.Tensor, ...], cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, eight: Eight | None = None
+) -> None:
+    """out [T, N] = the gradients of queries, keys and values [T, heads, size], side by side, the first two turned back by `rotate`."""
+    if out.is_cuda:
+        return _rotary_kernels().turn_back(grads, cos, sin, out, eight)
+    d_q, d_k, d_v = grads
+    parts = out.unflatten(1, (-1, d_v.shape[2])).split([grad.shape[1] for grad in grads], 1)
+    rotate(d_q, cos, sin, parts[0], sign=-1)
+    rotate(d_k, cos, sin, parts[1], sign=-1)
+    parts[2].copy_(d_v)
+    _fill(eight, out)
+
+
+def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, dropped: Dropped | None = None) -> None:
     """out [T, K] = x; on a GPU torch copies to strided rows at half the speed."""
     if x.is_cuda:
-        return _kernels().copy(x, out)
+        return _kernels().copy(x, out, eight, dropped)
     out.copy_(x)
+    _fill(eight, out, dropped)
 
 
 LONG_SUM, MANY_ROWS = 16384, 16384
@@ -172,21 +209,23 @@ def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     On a GPU a long sum over many rows is done in two halves of `out`: cuBLAS 13.0 takes a slower kernel for the whole (663 and
     693 TFLOP/s on an H200 for T = 16384, K = 28800, N = 4096). The shape alone decides, so that a run can be repeated to the bit.
     """
-    parts = 2 if out.is_cuda and len(x) >= MANY_ROWS and x.shape[1] >= LONG_SUM else 1
-    for columns, part in zip(weight.chunk(parts, 1), out.chunk(parts, 1), strict=True):
+    if not (out.is_cuda and len(x) >= MANY_ROWS and x.shape[1] >= LONG_SUM):
+        torch.mm(x, weight, out=out)
+        return
+    for columns, part in zip(weight.chunk(2, 1), out.chunk(2, 1), strict=True):
         torch.mm(x, columns, out=part)
 
 
 def add_low_rank(
-    y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, scale: float, added: torch.Tensor | None = None, p: float = 0.0, seed: int = 0
+    y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, added: torch.Tensor | None = None, p: float = 0.0, seed: int = 0
 ) -> None:
-    """y [T, N] += scale * tail [T, r] @ b [N, r]', of which `dropout` keeps a share 1 - p; plus `added`. All of one dtype, any strides."""
+    """y [T, N] += tail [T, r] @ b [N, r]', of which `dropout` keeps a share 1 - p; plus `added`. All of one dtype, any strides."""
     if y.is_cuda:
-        return _low_rank_kernels().add_low_rank(y, tail, b, scale, added, p, seed)
+        return _low_rank_kernels().add_low_rank(y, tail, b, added, p, seed)
     if p:
-        y.copy_(_dropped(scale * (tail @ b.t()), p, seed) + y.float())
+        y.copy_(_dropped(tail @ b.t(), p, seed) + y.float())
     else:
-        y.addmm_(tail, b.t(), alpha=scale)
+        y.addmm_(tail, b.t())
     if added is not None:
         y.add_(added)
 
@@ -243,8 +282,10 @@ def quantise_rows(x: torch.Tensor) -> Eight:
     return eight
 
 
-def _fill(eight: Eight | None, x: torch.Tensor) -> None:
+def _fill(eight: Eight | None, x: torch.Tensor, dropped: Dropped | None = None) -> None:
     if eight is not None:
         values, scales = eight
         scales.copy_(x.float().abs().amax(1, keepdim=True).clamp_(min=1e-12) / 448)
         values.copy_(x.float() / scales)
+    if dropped is not None:
+        dropout(x, dropped.p, dropped.seed, dropped.out)

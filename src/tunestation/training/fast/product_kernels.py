@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tunestation.training.fast.grids import pieces, power_of_2
+
 
 @triton.jit
 def _nf4_blocks(
@@ -42,7 +44,7 @@ def _nf4(
 
 def dequantise_nf4(packed, code, scale_codes, nested, out) -> None:
     code2, scales2, offset = nested or (code, code, code)
-    _nf4[(triton.cdiv(out.numel(), 4096),)](
+    _nf4[(pieces(out.numel(), 4096),)](
         packed, code, scale_codes, code2, scales2, offset, out, out.stride(0), out.shape[1], out.numel(),
         NESTED=nested is not None, RAGGED=out.shape[1] % 64 != 0, BLOCKS=64, num_warps=4,
         enable_fp_fusion=False,  # a fused multiply-add would round once where bitsandbytes rounds twice
@@ -75,7 +77,7 @@ def _fill_base(table, out, out_row, program, N0: tl.constexpr, N1: tl.constexpr,
 @triton.jit
 def _fill_b(
     table, out, out_row, program, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
-    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr,
+    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     """32 rows of sB, with zeros in the columns of other members."""
     row = program * 32 + tl.arange(0, 32)
@@ -89,7 +91,7 @@ def _fill_b(
     inside = (row < N0 + N1 + N2)[:, None] & (column < R0 + R1 + R2)
     mine = inside & (local >= 0) & (local < rank[:, None])
     value = tl.load(b[:, None] + (row - start)[:, None] * rank[:, None] + local, mine, 0).to(tl.float32) * scale[:, None]
-    tl.store(out + row.to(tl.int64)[:, None] * out_row + K + column, value, inside)
+    tl.store(out + row.to(tl.int64)[:, None] * out_row + column, value, inside)
 
 
 @triton.jit
@@ -106,7 +108,7 @@ def _fill_a(
 
 @triton.jit
 def _fill(
-    table, out, out_row, programs, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    table, out, out_row, b, b_row, a, a_row, programs, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr,
     NESTED: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -116,23 +118,30 @@ def _fill(
     if program < programs:
         _fill_base(table, out, out_row, program, N0, N1, N2, K, NESTED)
     elif beyond < tiles:
-        _fill_b(table, out, out_row, beyond, s0, s1, s2, N0, N1, N2, R0, R1, R2, K, FLOAT, RANK)
+        _fill_b(table, b, b_row, beyond, s0, s1, s2, N0, N1, N2, R0, R1, R2, FLOAT, RANK)
     else:
-        target = out + (beyond - tiles + N0 + N1 + N2).to(tl.int64) * out_row
+        target = a + (beyond - tiles).to(tl.int64) * a_row
         _fill_a(table, target, beyond - tiles, R0, R1, R2, K, FLOAT, BLOCK)
 
 
-def fill(table, out, sizes, ranks, columns, scales, base, nested, wide) -> None:
-    """All of a projection's buffer in one launch; without `base` the adapters alone. `table` holds addresses as `projection` lays them."""
-    programs = sum(sizes) * columns // 4096 if base else 0
-    n, r, s = ((*values, *[0] * (3 - len(values))) for values in (sizes, ranks, scales))
-    adapters = triton.cdiv(sum(sizes), 32) + sum(ranks) if sum(ranks) else 0
+def fill(table, base, buffer, sizes, ranks, scales, nested, wide) -> None:
+    """Adapters to `buffer` and base weights to `base`, if it is given, in one launch. `table` holds addresses as `weights` lays them."""
+    a, b, outputs, rank = buffer.a, buffer.b, sum(sizes), sum(ranks)
+    columns = a.shape[1]
+    programs = 0 if base is None else outputs * columns // 4096
+    target = b if base is None else base
+    adapters = pieces(outputs, 32) + rank if rank else 0
     if programs + adapters:
         _fill[(programs + adapters,)](
-            table, out, out.stride(0), programs, *(float(value) for value in s), *n, *r, columns,
-            NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=triton.next_power_of_2(max(1, sum(ranks))), BLOCK=2048,
+            table, target, target.stride(0), b, b.stride(0), a, a.stride(0), programs,
+            *_three(scales, 0.0), *_three(sizes, 0), *_three(ranks, 0), columns,
+            NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=power_of_2(rank), BLOCK=2048,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def _three(values: list, nothing: float) -> tuple:
+    return (*values, nothing, nothing)[:3]
 
 
 @triton.jit

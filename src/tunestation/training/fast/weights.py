@@ -1,0 +1,165 @@
+"""What the products of a projection read: base weights and adapters, written into one buffer in one launch."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from tunestation.training.fast import nf4
+
+
+class Member:
+    """One linear layer, as peft wraps it or bare.
+
+    Its modules are looked up once, and their tensors in the shortest way, as torch's usual one takes the host longer than a small product
+    takes a GPU. Tensors are looked up each time: others may take their place.
+    """
+
+    def __init__(self, module: nn.Module):
+        adapted = hasattr(module, "lora_A")
+        self.base: nn.Module = getattr(module, "base_layer", module)
+        """The layer under the adapter."""
+        self.lora = (module.lora_A["default"], module.lora_B["default"]) if adapted else None
+        self.scale: float = float(module.scaling["default"]) if adapted else 0.0
+        """alpha / rank."""
+        self.dropout: float = getattr(module.lora_dropout["default"], "p", 0.0) if adapted else 0.0
+        """Probability on the adapter's input."""
+
+    @property
+    def adapter(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        """A [r, K] and B [N, r]; None where nothing was adapted."""
+        return self.lora and (self.lora[0]._parameters["weight"], self.lora[1]._parameters["weight"])
+
+    def read(self, out: torch.Tensor) -> None:
+        """Write the base weights to `out` [N, K]."""
+        weight = self.base.weight
+        if hasattr(weight, "quant_state"):
+            nf4.dequantise(weight, out)
+        else:
+            out.copy_(weight)
+
+
+class Buffer:
+    """Weights and adapters of a projection in `flat`, and what products read of them; without `base` the adapters alone."""
+
+    def __init__(self, flat: torch.Tensor, outputs: int, columns: int, rank: int, base: bool):
+        if base:
+            whole = flat.view(outputs + rank, columns + rank)
+            self.forward = whole[:outputs].t()
+            """[K + R, N]: a product with rows [x | xA']."""
+            self.base, self.backward = whole[:outputs, :columns], whole[:, :columns]
+            """[N, K] and [N + R, K]: products with rows dy and [dy | dy sB]."""
+            self.a, self.b = whole[outputs:, :columns], whole[:outputs, columns:]
+        else:
+            self.a, self.b = flat[: rank * columns].view(rank, columns), flat[rank * columns :].view(outputs, rank)
+        self.a: torch.Tensor
+        """[R, K]: all A."""
+        self.b: torch.Tensor
+        """[N, R]: sB, block-diagonal."""
+
+    @staticmethod
+    def numbers(outputs: int, columns: int, rank: int, base: bool) -> int:
+        """How many it holds."""
+        return (outputs + rank) * (columns + rank) if base else rank * (outputs + columns)
+
+
+class Scratch:
+    """One buffer for the weights of whichever projection runs, as large as the largest needs."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self.flat: torch.Tensor | None = None
+        self.laid: dict[tuple[int, int, int, bool], Buffer] = {}
+
+    def buffer(self, like: torch.Tensor, *shape: int) -> Buffer:
+        """Uninitialised, of `like`'s dtype and device, `shape` as `Buffer` takes it; whatever it held before is gone."""
+        numbers = Buffer.numbers(*shape)
+        if self.flat is None or self.flat.numel() < numbers or self.flat.dtype != like.dtype:
+            self.forget()
+            self.flat = like.new_empty(numbers)
+        if shape not in self.laid:
+            self.laid[shape] = Buffer(self.flat[:numbers], *shape)
+        return self.laid[shape]
+
+
+class Filling:
+    """Writes the weights of a projection's `members` into buffers; without `base` their adapters alone."""
+
+    def __init__(self, members: list[Member], base: bool):
+        self.members, self.base = members, base
+        self.columns = members[0].base.in_features
+        self.sizes = [member.base.out_features for member in members]
+        self.ranks = [member.adapter[0].shape[0] if member.adapter else 0 for member in members]
+        self.scales = [member.scale for member in members]
+        self.shape = sum(self.sizes), self.columns, sum(self.ranks), base
+        """As `Buffer` takes it."""
+        self.even = all(size * self.columns % 4096 == 0 for size in self.sizes)
+        """Whether the pieces of 4096 weights that one launch writes end where members end."""
+        self.addresses: tuple[list[int], torch.Tensor] | None = None
+        self.at_once = True
+
+    def fill(self, buffer: Buffer, base: bool) -> None:
+        """Write adapters, and with `base` the base weights too; on a GPU in one launch, for which small batches would wait else."""
+        here = buffer.b.is_cuda and buffer.b.dtype == torch.bfloat16
+        if here and self.at_once and (not base or (self.four_bit and self.even)):
+            self._at_once(buffer, base)
+        else:
+            self._singly(buffer, base)
+
+    @torch.no_grad()
+    def agrees(self, like: torch.Tensor) -> bool:
+        """Whether one launch writes, on this GPU and with this compiler, what single copies write."""
+        flats = like.new_zeros(2, Buffer.numbers(*self.shape))
+        self.fill(Buffer(flats[0], *self.shape), self.base)
+        self._singly(Buffer(flats[1], *self.shape), self.base)
+        return torch.equal(*flats)
+
+    @cached_property
+    def four_bit(self) -> bool:
+        """Whether the base is NF4, as known when weights are first read."""
+        return self.base and all(nf4.supported(member.base.weight) for member in self.members)
+
+    @cached_property
+    def nested(self) -> bool:
+        """Whether scales of 4-bit weights are themselves quantised."""
+        return self.four_bit and self.members[0].base.weight.quant_state.nested
+
+    def _at_once(self, buffer: Buffer, base: bool) -> None:
+        from tunestation.training.fast import product_kernels
+
+        found = [address for member in self.members for address in _addresses(member, self.four_bit)]
+        if self.addresses is None or self.addresses[0] != found:
+            self.addresses = found, torch.tensor(found, device=buffer.b.device)
+        wide = any(member.adapter[0].dtype == torch.float32 for member in self.members if member.lora)
+        matrix = buffer.base if base else None
+        product_kernels.fill(self.addresses[1], matrix, buffer, self.sizes, self.ranks, self.scales, self.nested, wide)
+
+    def _singly(self, buffer: Buffer, base: bool) -> None:
+        if len(self.members) > 1:
+            buffer.b.zero_()
+        row, rank = 0, 0
+        for member, size, r in zip(self.members, self.sizes, self.ranks, strict=True):
+            if base:
+                member.read(buffer.base[row : row + size])
+            if r:
+                a, b = member.adapter
+                buffer.a[rank : rank + r].copy_(a)
+                torch.mul(b, member.scale, out=buffer.b[row : row + size, rank : rank + r])
+            row, rank = row + size, rank + r
+
+
+def _addresses(member: Member, four_bit: bool) -> list[int]:
+    """Where the parts of a member's weights are: codes, their table, scales, the scales' table, scales and mean; A and B."""
+    parts: tuple[torch.Tensor | None, ...] = (None,) * 6
+    if four_bit:
+        weight = member.base._parameters["weight"]
+        state = weight.quant_state
+        nested = state.state2
+        parts = (weight, state.code, state.absmax, *((nested.code, nested.absmax, state.offset) if nested else (None,) * 3))
+    with torch._C.DisableTorchFunctionSubclass():  # bitsandbytes' weights are asked ten times as fast
+        return [0 if part is None else part.data_ptr() for part in (*parts, *(member.adapter or (None, None)))]
