@@ -130,6 +130,8 @@ def known(out: Path) -> dict:
 
 def save(found: list[dict], out: Path, rates: dict | None = None) -> None:
     """Add rows to a file of results, and the machine's `rates` where they were measured."""
-    before = written(out)["rows"]
-    described = machine() | (known(out) if rates is None else rates)
-    out.write_text(json.dumps({"machine": described, "rows": before + found}, indent=1) + "\n", encoding="utf-8")
+    before, described = written(out), machine() | (known(out) if rates is None else rates)
+    for package, version in before["machine"].get("versions", {}).items():
+        if described["versions"].get(package, "absent") == "absent":  # a stack with an interpreter of its own has written rows before
+            described["versions"][package] = version
+    out.write_text(json.dumps({"machine": described, "rows": before["rows"] + found}, indent=1) + "\n", encoding="utf-8")

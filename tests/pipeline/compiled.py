@@ -61,6 +61,7 @@ def launches(capability: int) -> None:
         kernels.quantise_rows(h, *eight)
     for b in (torch.empty(320, 64).bfloat16(), torch.empty(16, 320).bfloat16().t(), torch.empty(192, 320).bfloat16().t()):
         low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b)
+        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, None, 0.1, 5)
         low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, h, 0.1, 5)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)

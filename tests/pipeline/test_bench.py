@@ -10,6 +10,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import cases
+import measuring
 import peers
 import step
 
@@ -39,6 +40,17 @@ def test_a_stack_that_is_not_there_says_so_for_every_case(tmp_path, monkeypatch)
     peers.measure("unsloth", ["A", "F"], "tiny", 1, 1, tmp_path / "peers.json")
     why = "ModuleNotFoundError: No module named 'no_such_package'. Install it."
     assert rows(tmp_path / "peers.json") == [{"case": case, "stack": "unsloth", "absent": why} for case in "AF"]
+
+
+def test_a_result_names_the_version_of_a_stack_that_only_another_interpreter_has(tmp_path, monkeypatch):
+    out = tmp_path / "peers.json"
+    for found in ("0.6.1", "absent"):
+        monkeypatch.setattr(measuring, "machine", lambda found=found: {"versions": {"torchtune": found, "torch": "2.11.0"}})
+        measuring.save([{"case": "A"}], out)
+    assert json.loads(out.read_text(encoding="utf-8")) == {
+        "machine": {"versions": {"torchtune": "0.6.1", "torch": "2.11.0"}},
+        "rows": [{"case": "A"}, {"case": "A"}],
+    }
 
 
 def test_a_setting_that_fails_leaves_the_others_and_losses_agree_with_ours(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def traffic(shape: Shape, base: str, dropout: bool) -> float:
     if base == "fp8":
         columns += 7 * shape.intermediate + 20 * shape.hidden  # adapters are added in a pass of their own, activations quantised
     if dropout:
-        columns += 10 * shape.intermediate + 24 * shape.hidden
+        columns += 4 * shape.intermediate + 12 * shape.hidden
     return HALF * columns * shape.layers
 
 

@@ -66,18 +66,20 @@ def roomy(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
-def _tiles(rank: int, strips: bool, added: bool) -> dict[str, int]:
-    """Sizes that were fastest on an H200: 3.4 to 3.6 of 4.2 TB/s at ranks up to 64, 2.7 at 128, 2.4 at 192.
+def _tiles(rank: int, strips: bool, added: bool, drop: bool) -> dict[str, int]:
+    """Sizes that were fastest on an H200: 3.4 to 3.6 of 4.2 TB/s at ranks up to 64, 2.7 at 128, 2.4 at 192; with dropout, which takes
+    registers, 2.8, 2.2 and 1.7.
 
     Tiles on their way take shared memory; without `strips` a program has one tile.
     """
     step, ahead = min(64, max(16, power_of_2(rank))), strips and rank <= (128 if added else 192)
-    return {"ROWS": 64, "COLUMNS": 128, "STEP": step, "STRIP": 16 if ahead else 1, "STAGES": 3 if ahead else 1, "num_warps": 4}
+    rows, stages = (32, 3 if rank <= 64 else 2) if drop and ahead else (64, 3)
+    return {"ROWS": rows, "COLUMNS": 128, "STEP": step, "STRIP": 16 if ahead else 1, "STAGES": stages if ahead else 1, "num_warps": 4}
 
 
 def add_low_rank(y, tail, b, added=None, p=0.0, seed=0) -> None:
     rows, columns = y.shape
-    other, tiles = y if added is None else added, _tiles(b.shape[1], roomy(y.device), added is not None)
+    other, tiles = y if added is None else added, _tiles(b.shape[1], roomy(y.device), added is not None, p > 0)
     _add_low_rank[(pieces(rows, tiles["ROWS"] * tiles["STRIP"]), pieces(columns, tiles["COLUMNS"]))](
         y, y.stride(0), other, other.stride(0), tail, tail.stride(0), b, max(b.stride()), 1 / (1 - p), rows, columns,
         seed, int(p * 2**32), ADD=added is not None, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,
