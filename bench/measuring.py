@@ -129,9 +129,12 @@ def known(out: Path) -> dict:
 
 
 def save(found: list[dict], out: Path, rates: dict | None = None) -> None:
-    """Add rows to a file of results, and the machine's `rates` where they were measured."""
-    before, described = written(out), machine() | (known(out) if rates is None else rates)
-    for package, version in before["machine"].get("versions", {}).items():
-        if described["versions"].get(package, "absent") == "absent":  # a stack with an interpreter of its own has written rows before
-            described["versions"][package] = version
+    """Add rows to a file of results, and the machine's `rates` where they were measured.
+
+    The file names the versions of whoever wrote first; rows of another interpreter name those that differ.
+    """
+    before, here = written(out), machine()
+    described = (before["machine"] or here) | (known(out) if rates is None else rates)
+    others = {name: version for name, version in here["versions"].items() if described["versions"].get(name) != version}
+    found = [row | ({"versions": others} if others else {}) for row in found]
     out.write_text(json.dumps({"machine": described, "rows": before["rows"] + found}, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """torchtune's QLoRA step, as its recipe lora_finetune_single_device does it, on the weights that the other stacks have.
 
 torchtune 0.6.1, its last release, names no bound for torchao but imports what torchao 0.16 and 0.18 dropped; it ran here with torchao 0.15
-beside torch 2.13. Its NF4 has scales of its own (8-bit integers of 256 blocks), so losses differ from bitsandbytes' in the third
+beside torch 2.11 and 2.13. Its NF4 has scales of its own (8-bit integers of 256 blocks), so losses differ from bitsandbytes' in the third
 digit. Adapters are in bfloat16, the loss is its chunked cross-entropy.
 """
 

@@ -59,10 +59,11 @@ def launches(capability: int) -> None:
         kernels.copy(h, h, eight, drawn)
     for eight in eights:
         kernels.quantise_rows(h, *eight)
-    for b in (torch.empty(320, 64).bfloat16(), torch.empty(16, 320).bfloat16().t(), torch.empty(192, 320).bfloat16().t()):
-        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b)
-        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, None, 0.1, 5)
-        low_rank_kernels.add_low_rank(h, wide[:, : b.shape[1]], b, h, 0.1, 5)
+    tall, tails = torch.empty(8192, 320).bfloat16(), torch.empty(8192, 200).bfloat16()
+    for rank, turned in ((64, False), (16, True), (128, False), (192, True), (200, False)):
+        b = torch.empty(rank, 320).bfloat16().t() if turned else torch.empty(320, rank).bfloat16()
+        for added, p in ((None, 0.0), (None, 0.5), (tall, 0.0), (tall, 0.1)):
+            low_rank_kernels.add_low_rank(tall, tails[:, :rank], b, added, p, 5)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):
@@ -74,6 +75,7 @@ def launches(capability: int) -> None:
         for columns in (512, 688):
             buffer = Buffer(torch.empty(264 * (columns + 8)).bfloat16(), 256, columns, 8, True)
             product_kernels.fill(addresses, buffer.base, buffer, [256], [8], [0.5], nested, wide=nested)
+            product_kernels.fill(addresses, None, buffer, [128, 64, 64], [4, 0, 4], [0.5, 0.0, 0.5], nested, wide=nested)
 
 
 def main(capability: int) -> None:
@@ -89,7 +91,7 @@ def main(capability: int) -> None:
     JITFunction.run = compile_only
     from tunestation.training.fast import low_rank_kernels
 
-    low_rank_kernels.roomy = lambda _device: capability in (90, 100)
+    low_rank_kernels.ample = lambda _device: capability in (90, 100)
     launches(capability)
     assert all(kernel.asm["cubin"] for kernel in made)
     assert max(kernel.metadata.shared for kernel in made) <= 1024 * SHARED[capability]

@@ -42,15 +42,13 @@ def test_a_stack_that_is_not_there_says_so_for_every_case(tmp_path, monkeypatch)
     assert rows(tmp_path / "peers.json") == [{"case": case, "stack": "unsloth", "absent": why} for case in "AF"]
 
 
-def test_a_result_names_the_version_of_a_stack_that_only_another_interpreter_has(tmp_path, monkeypatch):
+def test_rows_of_another_interpreter_name_the_versions_that_differ(tmp_path, monkeypatch):
     out = tmp_path / "peers.json"
-    for found in ("0.6.1", "absent"):
-        monkeypatch.setattr(measuring, "machine", lambda found=found: {"versions": {"torchtune": found, "torch": "2.11.0"}})
+    for found in ("absent", "0.6.1", "absent"):
+        monkeypatch.setattr(measuring, "machine", lambda found=found: {"gpu": "", "versions": {"torchtune": found, "torch": "2.11.0"}})
         measuring.save([{"case": "A"}], out)
-    assert json.loads(out.read_text(encoding="utf-8")) == {
-        "machine": {"versions": {"torchtune": "0.6.1", "torch": "2.11.0"}},
-        "rows": [{"case": "A"}, {"case": "A"}],
-    }
+    assert rows(out) == [{"case": "A"}, {"case": "A", "versions": {"torchtune": "0.6.1"}}, {"case": "A"}]
+    assert json.loads(out.read_text(encoding="utf-8"))["machine"] == {"gpu": "", "versions": {"torchtune": "absent", "torch": "2.11.0"}}
 
 
 def test_a_setting_that_fails_leaves_the_others_and_losses_agree_with_ours(tmp_path, monkeypatch):

@@ -181,24 +181,28 @@ def test_copy_to_strided_rows(eight, drop):
     near_eight(small[1], small[0])
 
 
+@pytest.fixture(params=[(150, False), (150, True), (2100, True)], ids=["a tile", "one tile ahead", "strips"])
+def rows_of_tiles(request, monkeypatch):
+    """How many rows there are, where a program has little shared memory or much."""
+    rows, ample = request.param
+    monkeypatch.setattr(low_rank_kernels, "ample", lambda _device: ample)
+    return rows
+
+
 @pytest.mark.parametrize("rank", [8, 64, 192])
 @pytest.mark.parametrize("turned", [False, True])
-def test_adding_a_product_of_low_rank(rank, turned):
-    y, tail, b = numbers(150, 200), numbers(150, rank), numbers(rank, 200).t() if turned else numbers(200, rank)
-    outs = strided(150, 200)
-    for out in outs:
-        out.copy_(y)
+def test_adding_a_product_of_low_rank(rows_of_tiles, rank, turned):
+    y, tail, b = numbers(rows_of_tiles, 200), numbers(rows_of_tiles, rank), numbers(rank, 200).t() if turned else numbers(200, rank)
+    outs = [out.copy_(y) for out in strided(rows_of_tiles, 200)]
     low_rank_kernels.add_low_rank(outs[1], moved(tail), moved(b))
     near(outs[1], y.float() + tail.float() @ b.float().t())
 
 
 @pytest.mark.parametrize("rank", [8, 64, 192])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_a_product_of_low_rank_is_dropped_in_places_and_comes_with_another_summand(p, rank):
-    y, tail, b, added = numbers(150, 200), numbers(150, rank), numbers(200, rank), numbers(150, 200)
-    outs = strided(150, 200)
-    for out in outs:
-        out.copy_(y)
+def test_a_product_of_low_rank_is_dropped_in_places_and_comes_with_another_summand(rows_of_tiles, p, rank):
+    y, tail, b, added = (numbers(*shape) for shape in ((rows_of_tiles, 200), (rows_of_tiles, rank), (200, rank), (rows_of_tiles, 200)))
+    outs = [out.copy_(y) for out in strided(rows_of_tiles, 200)]
     ops.add_low_rank(outs[0], tail, b, added, p, 2**31 - 5)
     low_rank_kernels.add_low_rank(outs[1], moved(tail), moved(b), moved(added), p, 2**31 - 5)
     near(outs[1], outs[0], 1e-2)

@@ -210,15 +210,21 @@ def test_what_is_kept_changes_no_bit(base, family, dropout):
         assert all(torch.equal(grads[name], grad) for name, grad in found[0][1].items())
 
 
-def test_dropout_is_the_one_of_peft_on_the_adapters_input(monkeypatch):
+@pytest.mark.parametrize("keep", [Keep.MORE, Keep.INPUT])
+@pytest.mark.parametrize(
+    ("family", "targets", "rank"), [("llama", "all-linear", 8), ("llama", ["q_proj", "v_proj", "up_proj"], 3), ("phi3", "all-linear", 20)]
+)
+def test_dropout_is_the_one_of_peft_on_the_adapters_input(family, targets, rank, keep):
     """Each adapter's input goes through the mask that the fast step draws for its projection."""
-    model, rows = adapted(dropout=0.4).train(), documents()
+    model, rows = adapted(family=family, dropout=0.4, targets=targets, rank=rank).train(), documents()
     fast = Fast.over(model)
+    fast.keep(choice([keep] * 3, 1))
     torch.manual_seed(3)
     found = learned(model, lay(rows))
     torch.manual_seed(3)
     seed = int(torch.randint(2**31, (1,)))
     places = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2, "down_proj": 3}
+    places |= {"qkv_proj": 0, "gate_up_proj": 2}
     for index, layer in enumerate(fast.model.model.layers):
         for name, module in layer.named_modules():
             if hasattr(module, "lora_A"):

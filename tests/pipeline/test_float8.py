@@ -4,13 +4,14 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from test_fast_step import adapted, documents, learned, same
+from test_fast_step import adapted, choice, documents, learned, same
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunestation.pipeline.volumes import PACKAGE
 from tunestation.training.batches import Collate, lay
 from tunestation.training.fast import float8, ops
+from tunestation.training.fast.layer import Keep
 from tunestation.training.fast.model import Fast
 
 STARTER = PACKAGE / "starter" / "model"
@@ -49,3 +50,18 @@ def test_over_an_8_bit_base_gradients_are_those_of_16_bit_within_its_rounding(ta
     float8.quantise_base(model, torch.device("cpu"))
     Fast.over(model)
     same(before, learned(model, lay(rows)), 0.25)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("family", "targets"), [("llama", ["q_proj", "up_proj"]), ("qwen2", "all-linear"), ("phi3", "all-linear")])
+def test_over_an_8_bit_base_what_is_kept_changes_no_bit(family, targets, dropout):
+    found = []
+    for keep in (Keep.MORE, Keep.ALL, Keep.ATTENTION, Keep.INPUT):
+        model = adapted("bfloat16", family, dropout, targets).train()
+        float8.quantise_base(model, torch.device("cpu"))
+        Fast.over(model).keep(choice([keep] * 3, 0))
+        torch.manual_seed(5)
+        found.append(learned(model, lay(documents())))
+    for loss, grads in found[1:]:
+        assert loss == found[0][0]
+        assert all(torch.equal(grads[name], grad) for name, grad in found[0][1].items())

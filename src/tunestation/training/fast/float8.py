@@ -58,8 +58,8 @@ class Float8Projection(Projection):
         self.by_columns = by_columns[0] if len(bases) == 1 else ops.quantise_rows(
             torch.cat([(quantised.float() * scales).bfloat16() for quantised, scales in by_columns], 1)
         )
-        for base, size, rows in zip(bases, self.sizes, _starts(self.sizes), strict=True):
-            base.by_rows = tuple(part[rows : rows + size] for part in self.by_rows)
+        for base, (outputs, _) in zip(bases, self.filling.parts, strict=True):
+            base.by_rows = tuple(part[outputs] for part in self.by_rows)
             base.by_columns = None
 
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
@@ -68,14 +68,11 @@ class Float8Projection(Projection):
     def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
         k, rows = self.columns, read.rows
         y = multiply(read.eight, self.by_rows, self._bias(), rows.dtype)
-        at_once = added is not None and all(self.ranks)
-        row, rank = 0, 0
-        for size, r in zip(self.sizes, self.ranks, strict=True):
-            part = slice(row, row + size)
-            if r:
-                share, b = rows[:, k + rank : k + rank + r], buffer.b[part, rank : rank + r]
-                ops.add_low_rank(y[:, part], share, b, added[:, part] if at_once else None)
-            row, rank = row + size, rank + r
+        at_once = added is not None and all(member.lora for member in self.members)
+        tail = rows[:, k:]
+        for member, (part, ranks) in zip(self.members, self.filling.parts, strict=True):
+            if member.lora:
+                ops.add_low_rank(y[:, part], tail[:, ranks], buffer.b[part, ranks], added[:, part] if at_once else None)
         return y if added is None or at_once else y.add_(added)
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
@@ -106,7 +103,3 @@ def _join(parts: list[ops.Eight]) -> ops.Eight:
     values, scales = zip(*parts, strict=True)
     # float8 has no concatenation on every device; its bytes have
     return torch.cat([value.view(torch.uint8) for value in values]).view(values[0].dtype), torch.cat(scales)
-
-
-def _starts(sizes: list[int]) -> list[int]:
-    return [sum(sizes[:index]) for index in range(len(sizes))]

@@ -20,7 +20,7 @@ class Keep(IntEnum):
     """What a layer holds between forward and backward pass, from fastest to smallest."""
 
     MORE = -1
-    """As ALL, and the inputs of products too: nothing is made again."""
+    """As ALL, and what adapters read too: nothing is made again but the dropout of attention's result."""
     ALL = 0
     """Everything but what elementwise work makes again: inputs of norms, queries, keys, values, attention, gate and up."""
     ATTENTION = 1
@@ -114,7 +114,7 @@ class Layer:
         """The first half; also what gate and up read."""
         seed, seed_o, seed_gate_up, _ = self.seeds(step)
         read = self.qkv.input(h, seed)
-        _normalise(self.block.norm1, h, read)
+        _normalise_to(read, self.block.norm1, h)
         qkv, x_qkv = self.qkv.forward(read, keep=self.keep is Keep.MORE)
         qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv)
         q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
@@ -125,7 +125,7 @@ class Layer:
         added, middle = self.o.forward(read)[0], torch.empty_like(h)
         tail_o = _tail(read.rows, self.o, None)  # its input, the attention, is kept anyway
         read = self.gate_up.input(h, seed_gate_up)
-        _normalise(self.block.norm2, h, read, added, middle)
+        _normalise_to(read, self.block.norm2, h, added, middle)
         return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), read
 
     def _turn(self, qkv: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
@@ -140,10 +140,10 @@ class Layer:
             ops.norm_rotate(part, norm.weight, norm.eps, step.cos, step.sin, out)
         return *turned, parts[2]
 
-    def _turn_back(self, turned: tuple[torch.Tensor, ...], kept: Kept, step: Step, out: torch.Tensor) -> ops.Eight | None:
-        """The gradients of `_turn`'s q, k, v to `out` [T, N], and in 8 bits where they are asked for and all are written at once."""
+    def _turn_back(self, turned: tuple, kept: Kept, step: Step, out: torch.Tensor, wanted: bool) -> ops.Eight | None:
+        """The gradients of `_turn`'s q, k, v to `out` [T, N], and in 8 bits if they are `wanted` so and all are written at once."""
         if not self.block.head_norms:
-            eight = self.qkv.eight(out, self.qkv.outputs)
+            eight = self.qkv.eight(out, self.qkv.outputs) if wanted else None
             ops.turn_back(turned, step.cos, step.sin, out, eight)
             return eight
         parts, before = (x.split(self.block.heads, 1) for x in (out.unflatten(1, (-1, self.block.size)), kept.before_turning))
@@ -176,7 +176,7 @@ class Layer:
             kept, read = self.attend(h, step)
         else:
             read = self.gate_up.input(h, self.seeds(step)[2])
-            _normalise(self.block.norm2, kept.middle, read)
+            _normalise_to(read, self.block.norm2, kept.middle)
         self.expand(kept, read)
         kept.tail_down = tail_down
         return kept
@@ -207,7 +207,7 @@ class Layer:
         _, _, seed, seed_down = self.seeds(step)
         d_act = self.down.backward(given.rows, seed_down, given.eight)
         grads = self.gate_up.widened(kept.gate_up)
-        eight, made = self.gate_up.eight(grads, self.gate_up.outputs), kept.x_down is None
+        eight, made = self.gate_up.eight(grads, self.gate_up.outputs), self.down.rank > 0 and kept.x_down is None
         ops.glu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], self.block.gelu, eight, made)
         kept.gate_up = None
         d_act = self.down.adapter_input(d_act, seed_down) if made else kept.x_down
@@ -215,7 +215,8 @@ class Layer:
         kept.x_down = kept.tail_down = d_act = None
         dx = self.gate_up.backward(grads, seed, eight)
         del eight
-        d_middle, made = Given(self.o.gradient(dx), self.o.eight(dx, self.o.outputs)), kept.x_gate_up is None
+        d_middle = Given(self.o.gradient(dx), self.o.eight(dx, self.o.outputs))
+        made = self.gate_up.rank > 0 and kept.x_gate_up is None
         d_out, result = given.rows[:, : self.down.outputs], d_middle.rows[:, : self.o.outputs]
         _denormalise(self.block.norm2, dx, kept.middle, result, d_out, d_middle.eight, made)
         x = self.gate_up.adapter_input(dx, seed) if made else kept.x_gate_up
@@ -228,15 +229,17 @@ class Layer:
         d_o = self.o.adapter_gradients(d_middle, self.o.adapter_input(kept.attention.detach().flatten(1), seed_o), kept.tail_o)
         grads = self.qkv.gradient(h)
         turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
-        eight = self._turn_back(turned, kept, step, grads[:, : self.qkv.outputs])
+        eight = self._turn_back(turned, kept, step, grads[:, : self.qkv.outputs], wanted)
         kept.attention = kept.before_turning = turned = d_attention = None
         dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted)
+        del eight
         dh, x = self._backward_input(h, kept, step, dx, d_middle[:, : self.o.outputs])
+        del dx
         return dh, [*self.qkv.adapter_gradients(grads, x, kept.tail_qkv), *d_o]
 
     def _backward_input(self, h, kept: Kept, step: Step, dx: torch.Tensor | None, d_middle: torch.Tensor) -> tuple:
         """(dh, None without dx, what the adapters of the first projection read); `d_middle` reached h past the attention."""
-        made, dh = kept.x_qkv is None, None
+        made, dh = self.qkv.rank > 0 and kept.x_qkv is None, None
         if dx is None and made:
             normalise(self.block.norm1, h, dx := torch.empty_like(h))
         elif dx is not None:
@@ -257,7 +260,7 @@ def normalise(norm: Norm, h: torch.Tensor, out: torch.Tensor) -> None:
     ops.rms_norm(h, norm.weight, norm.eps, out)
 
 
-def _normalise(norm: Norm, h: torch.Tensor, read: Input, added: torch.Tensor | None = None, total: torch.Tensor | None = None) -> None:
+def _normalise_to(read: Input, norm: Norm, h: torch.Tensor, added: torch.Tensor | None = None, total: torch.Tensor | None = None) -> None:
     """`norm` of h (or of h + added, kept in `total`) to where a projection reads it."""
     ops.rms_norm(h, norm.weight, norm.eps, read.x, added, total, read.eight, read.dropped)
 

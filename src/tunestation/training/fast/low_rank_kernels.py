@@ -61,25 +61,27 @@ def _add_low_rank(
 
 
 @cache
-def roomy(device: torch.device) -> bool:
-    """Whether a program has 200 KiB of shared memory, as on data centre GPUs since Hopper; on others it may be 64."""
+def ample(device: torch.device) -> bool:
+    """Whether a program has 227 KiB of shared memory, as on data centre GPUs since Hopper; on others it may be 64."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
-def _tiles(rank: int, strips: bool, added: bool, drop: bool) -> dict[str, int]:
+def _tiles(rows: int, rank: int, ahead: bool, added: bool, drop: bool) -> dict[str, int]:
     """Sizes that were fastest on an H200: 3.4 to 3.6 of 4.2 TB/s at ranks up to 64, 2.7 at 128, 2.4 at 192; with dropout, which takes
     registers, 2.8, 2.2 and 1.7.
 
-    Tiles on their way take shared memory; without `strips` a program has one tile.
+    Tiles on their way take shared memory: if they may be there `ahead`, a program has a strip of tiles, shorter where rows are few.
     """
-    step, ahead = min(64, max(16, power_of_2(rank))), strips and rank <= (128 if added else 192)
-    rows, stages = (32, 3 if rank <= 64 else 2) if drop and ahead else (64, 3)
-    return {"ROWS": rows, "COLUMNS": 128, "STEP": step, "STRIP": 16 if ahead else 1, "STAGES": stages if ahead else 1, "num_warps": 4}
+    sizes = {"COLUMNS": 128, "STEP": min(64, max(16, power_of_2(rank))), "num_warps": 4}
+    if not ahead or rank > (128 if added else 192):
+        return sizes | {"ROWS": 64, "STRIP": 1, "STAGES": 1}
+    strip = 16 if rows >= 8192 else 4 if rows >= 2048 else 1
+    return sizes | {"ROWS": 32 if drop else 64, "STRIP": strip, "STAGES": 2 if drop and rank > 64 else 3}
 
 
 def add_low_rank(y, tail, b, added=None, p=0.0, seed=0) -> None:
     rows, columns = y.shape
-    other, tiles = y if added is None else added, _tiles(b.shape[1], roomy(y.device), added is not None, p > 0)
+    other, tiles = y if added is None else added, _tiles(rows, b.shape[1], ample(y.device), added is not None, p > 0)
     _add_low_rank[(pieces(rows, tiles["ROWS"] * tiles["STRIP"]), pieces(columns, tiles["COLUMNS"]))](
         y, y.stride(0), other, other.stride(0), tail, tail.stride(0), b, max(b.stride()), 1 / (1 - p), rows, columns,
         seed, int(p * 2**32), ADD=added is not None, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,

@@ -113,7 +113,7 @@ class Fast:
     @property
     def shape(self) -> memory.Shape:
         """What memory is reckoned with."""
-        ranks = [[rank for projection in layer.projections for rank in projection.ranks] for layer in self.layers]
+        ranks = [[rank for projection in layer.projections for rank in projection.filling.ranks] for layer in self.layers]
         shape = memory.Shape.of(self.model.config.to_dict(), max(map(max, ranks)))
         counts = tuple(sum(rank > 0 for rank in member) for member in zip(*ranks, strict=True))
         return shape if min(counts) == shape.layers else replace(shape, adapted=counts)

@@ -1,7 +1,8 @@
 """What the fast step computes between its products. Each function is written out in torch, for CPUs and as the definition; on a GPU one
 Triton kernel does the same. Arithmetic is in fp32, whatever the dtype of the arguments; results are rounded once.
 
-Shapes: T tokens of a micro-batch, K columns. Rows of `out` and `gate_up` may be strided; everything else is contiguous. Where `eight` or
+Shapes: T tokens of a micro-batch, K columns. Rows of `out` and `gate_up`, and of what is copied, turned or quantised, may be strided, their
+neighbours lying side by side; everything else is contiguous. Where `eight` or
 `dropped` is given, `out` is written there too, as `quantise_rows` or `dropout` would: it saves reading it once more.
 """
 
@@ -21,7 +22,7 @@ class Dropped(NamedTuple):
     """Where a result is to be written with dropout."""
 
     out: torch.Tensor
-    """[T, K], contiguous."""
+    """[T, K], rows one behind the other."""
     p: float
     seed: int
     """Below 2^31."""
@@ -219,7 +220,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
 def add_low_rank(
     y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, added: torch.Tensor | None = None, p: float = 0.0, seed: int = 0
 ) -> None:
-    """y [T, N] += tail [T, r] @ b [N, r]', of which `dropout` keeps a share 1 - p; plus `added`. All of one dtype, any strides."""
+    """y [T, N] += tail [T, r] @ b [N, r]', of which `dropout` keeps a share 1 - p; plus `added`. All of one dtype; b may lie either way."""
     if y.is_cuda:
         return _low_rank_kernels().add_low_rank(y, tail, b, added, p, seed)
     if p:

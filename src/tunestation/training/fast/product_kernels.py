@@ -85,7 +85,7 @@ def _fill_b(
     first = tl.where(member == 0, 0, tl.where(member == 1, R0, R0 + R1))
     rank = tl.where(member == 0, R0, tl.where(member == 1, R1, R2))
     scale = tl.where(member == 0, s0, tl.where(member == 1, s1, s2))
-    b = tl.load(table + member * 8 + 7).to(tl.pointer_type(FLOAT))
+    b = tl.load(table + member * 8 + 7, row < N0 + N1 + N2, 0).to(tl.pointer_type(FLOAT))
     column = tl.arange(0, RANK)[None, :]
     local = column - first[:, None]
     inside = (row < N0 + N1 + N2)[:, None] & (column < R0 + R1 + R2)

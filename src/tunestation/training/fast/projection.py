@@ -44,7 +44,6 @@ class Projection:
         self.scratch = scratch
         self.kept: Buffer | None = None
         self.filling = Filling(self.members, self.BASE)
-        self.sizes, self.ranks = self.filling.sizes, self.filling.ranks
         self.outputs, self.columns, self.rank, _ = self.filling.shape
         self.p = max(member.dropout for member in self.members)
 
@@ -85,10 +84,10 @@ class Projection:
         """y [T, N], plus `added`; completes the rows of `read` with the adapter's share.
 
         `roomy`: behind each row of y there is room for what `backward` adds, so that y's gradient can take y's place (see `widened`).
-        With `keep` also what adapters have read [T, K], which may be a view of these rows; else None.
+        With `keep` also what adapters have read [T, K], which may be a view of these rows; None without adapters.
         """
         buffer = self._weights(read.rows, refresh=True)
-        kept = self._share(read, buffer.a) if self.rank else read.x
+        kept = self._share(read, buffer.a) if self.rank else None
         if not keep:
             kept = None
         return self._multiply(read, buffer, roomy, added), kept
@@ -118,7 +117,7 @@ class Projection:
         self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
     ) -> torch.Tensor | None:
         """dx [T, K] unless not `wanted`; completes `grads`, whose first N columns are dy, with the adapter's share."""
-        buffer = self._weights(grads, refresh=False)
+        buffer = self._weights(grads, refresh=False, base=wanted)
         dy, tail = grads[:, : self.outputs], grads[:, self.outputs :]
         if self.rank:
             torch.mm(dy, buffer.b, out=tail)
@@ -140,19 +139,15 @@ class Projection:
         if not self.rank:
             return []
         all_a = grads[:, self.outputs :].t() @ x
-        all_b, row, rank = [], 0, 0
-        for size, r in zip(self.sizes, self.ranks, strict=True):
-            if r:
-                all_b.append(grads[:, row : row + size].t() @ tail[:, rank : rank + r])
-            row, rank = row + size, rank + r
-        return self._as_learned(all_a, all_b)
+        parts = [part for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
+        all_b = [grads[:, outputs].t() @ tail[:, ranks] for outputs, ranks in parts]
+        return self._as_learned([all_a[ranks] for _, ranks in parts], all_b)
 
-    def _as_learned(self, all_a: torch.Tensor, all_b: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _as_learned(self, all_a: list[torch.Tensor], all_b: list[torch.Tensor]) -> list[torch.Tensor]:
         """Gradients in the order and the dtype of `adapters`; those of B are still to be scaled."""
-        scales = [member.scale for member in self.members if member.lora]
-        torch._foreach_mul_(all_b, scales)
-        dtype, parts = self.adapters[0].dtype, all_a.split([r for r in self.ranks if r])
-        return [gradient if gradient.dtype == dtype else gradient.to(dtype) for pair in zip(parts, all_b, strict=True) for gradient in pair]
+        torch._foreach_mul_(all_b, [member.scale for member in self.members if member.lora])
+        dtype = self.adapters[0].dtype
+        return [gradient.to(dtype) for pair in zip(all_a, all_b, strict=True) for gradient in pair]
 
     def adapter_input(self, x: torch.Tensor, seed: int | None) -> torch.Tensor:
         """What adapters read of the input x [T, K]: itself, or with dropout."""
@@ -166,9 +161,12 @@ class Projection:
         biases = [member.base.bias for member in self.members]
         return torch.cat(biases) if biases[0] is not None else None
 
-    def _weights(self, like: torch.Tensor, refresh: bool) -> Buffer:
-        """The buffer; without `refresh` a kept one still has the adapters of this micro-batch's forward pass."""
+    def _weights(self, like: torch.Tensor, refresh: bool, base: bool = True) -> Buffer:
+        """The buffer; without `refresh` a kept one still has the adapters of this micro-batch's forward pass.
+
+        Without `base` adapters alone are wanted.
+        """
         buffer = self.kept or self.scratch.buffer(like, *self.filling.shape)
         if refresh or not self.kept:
-            self.filling.fill(buffer, base=self.BASE and not self.kept)
+            self.filling.fill(buffer, base=base and self.BASE and not self.kept)
         return buffer

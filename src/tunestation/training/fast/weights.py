@@ -21,7 +21,8 @@ class Member:
         adapted = hasattr(module, "lora_A")
         self.base: nn.Module = getattr(module, "base_layer", module)
         """The layer under the adapter."""
-        self.lora = (module.lora_A["default"], module.lora_B["default"]) if adapted else None
+        self.lora: tuple[nn.Module, nn.Module] | None = (module.lora_A["default"], module.lora_B["default"]) if adapted else None
+        """The modules of A and B."""
         self.scale: float = float(module.scaling["default"]) if adapted else 0.0
         """alpha / rank."""
         self.dropout: float = getattr(module.lora_dropout["default"], "p", 0.0) if adapted else 0.0
@@ -100,24 +101,41 @@ class Filling:
         """As `Buffer` takes it."""
         self.even = all(size * self.columns % 4096 == 0 for size in self.sizes)
         """Whether the pieces of 4096 weights that one launch writes end where members end."""
+        rows, columns = _starts(self.sizes), _starts(self.ranks)
+        self.parts = [
+            (slice(row, row + size), slice(column, column + rank))
+            for row, size, column, rank in zip(rows, self.sizes, columns, self.ranks, strict=True)
+        ]
+        """Where each member's outputs and ranks lie among those of all."""
         self.addresses: tuple[list[int], torch.Tensor] | None = None
+        """Of all parts of the weights, on the host and on the GPU."""
         self.at_once = True
+        """Whether one launch may write a buffer: what `agrees` has found."""
 
     def fill(self, buffer: Buffer, base: bool) -> None:
         """Write adapters, and with `base` the base weights too; on a GPU in one launch, for which small batches would wait else."""
-        here = buffer.b.is_cuda and buffer.b.dtype == torch.bfloat16
-        if here and self.at_once and (not base or (self.four_bit and self.even)):
+        if self.at_once and self._possible(buffer.b, base):
             self._at_once(buffer, base)
         else:
             self._singly(buffer, base)
 
+    def _possible(self, like: torch.Tensor, base: bool) -> bool:
+        """Whether the kernel knows such weights."""
+        return like.is_cuda and like.dtype == torch.bfloat16 and (not base or (self.four_bit and self.even))
+
     @torch.no_grad()
     def agrees(self, like: torch.Tensor) -> bool:
-        """Whether one launch writes, on this GPU and with this compiler, what single copies write."""
+        """Whether one launch writes, on this GPU and with this compiler, what single copies write: all, and adapters alone."""
         flats = like.new_zeros(2, Buffer.numbers(*self.shape))
-        self.fill(Buffer(flats[0], *self.shape), self.base)
-        self._singly(Buffer(flats[1], *self.shape), self.base)
-        return torch.equal(*flats)
+        one, other = (Buffer(flat, *self.shape) for flat in flats)
+        agreed = True
+        for base in {self.base, False}:
+            if self._possible(like, base):
+                flats.zero_()
+                self._at_once(one, base)
+                self._singly(other, base)
+                agreed = agreed and torch.equal(*flats)
+        return agreed
 
     @cached_property
     def four_bit(self) -> bool:
@@ -142,15 +160,17 @@ class Filling:
     def _singly(self, buffer: Buffer, base: bool) -> None:
         if len(self.members) > 1:
             buffer.b.zero_()
-        row, rank = 0, 0
-        for member, size, r in zip(self.members, self.sizes, self.ranks, strict=True):
+        for member, (outputs, ranks) in zip(self.members, self.parts, strict=True):
             if base:
-                member.read(buffer.base[row : row + size])
-            if r:
+                member.read(buffer.base[outputs])
+            if member.lora:
                 a, b = member.adapter
-                buffer.a[rank : rank + r].copy_(a)
-                torch.mul(b, member.scale, out=buffer.b[row : row + size, rank : rank + r])
-            row, rank = row + size, rank + r
+                buffer.a[ranks].copy_(a)
+                torch.mul(b, member.scale, out=buffer.b[outputs, ranks])
+
+
+def _starts(sizes: list[int]) -> list[int]:
+    return [sum(sizes[:index]) for index in range(len(sizes))]
 
 
 def _addresses(member: Member, four_bit: bool) -> list[int]:

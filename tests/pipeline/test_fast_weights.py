@@ -1,0 +1,43 @@
+"""How weights get into the buffer that products read: a launch that writes something else than single copies is not used."""
+
+import pytest
+import torch
+from test_fast_step import adapted, choice, documents, learned
+
+from tunestation.training.batches import lay
+from tunestation.training.fast.layer import Keep
+from tunestation.training.fast.model import Fast
+from tunestation.training.fast.weights import Filling
+
+
+@pytest.mark.parametrize("wrong", [True, False], ids=["the base weights", "adapters alone"])
+def test_a_launch_that_writes_other_weights_is_refused_however_often_it_is_tried(wrong, monkeypatch, capsys):
+    def broken(filling, buffer, base):
+        filling._singly(buffer, base)
+        if base is wrong:
+            buffer.a[0, 0] += 1
+
+    plain, model, rows = adapted("nf4").train(), adapted("nf4").train(), lay(documents())
+    Fast.over(plain)
+    expected = learned(plain, rows)
+    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "_at_once", broken)
+    fast = Fast.over(model)
+    for dense in (0, 2):
+        fast.keep(choice([Keep.ALL] * 3, dense))
+        assert not any(projection.filling.at_once for layer in fast.layers for projection in layer.projections)
+        assert "the slower way is taken" in capsys.readouterr().out
+    torch.testing.assert_close(learned(model, rows), expected, rtol=0, atol=0)
+
+
+def test_a_launch_that_writes_the_same_is_used(monkeypatch, capsys):
+    used = []
+    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "_at_once", lambda filling, buffer, base: (used.append(base), filling._singly(buffer, base)))
+    model = adapted("nf4").train()
+    fast = Fast.over(model)
+    fast.keep(choice([Keep.ALL] * 3, 1))
+    used.clear()
+    learned(model, lay(documents()))
+    assert capsys.readouterr().out == ""
+    assert set(used) == {True, False}
