@@ -35,6 +35,7 @@ def launches(capability: int) -> None:
     from tunestation.training.fast import kernels, low_rank_kernels, ops, product_kernels, rotary_kernels
     from tunestation.training.fast.weights import Buffer
 
+    low_rank_kernels.ample = lambda _device: capability in (90, 100)
     h, wide, weight, table = torch.empty(4, 320).bfloat16(), torch.empty(4, 640).bfloat16(), torch.empty(320).bfloat16(), torch.empty(4, 32)
     heads, losses = torch.empty(4, 20, 64).bfloat16(), torch.empty(4)
     eights = [ops.empty_eight(4, 320, h.device)] if capability >= 89 else []
@@ -89,9 +90,6 @@ def main(capability: int) -> None:
 
     triton.runtime.driver.set_active(Driver(capability))
     JITFunction.run = compile_only
-    from tunestation.training.fast import low_rank_kernels
-
-    low_rank_kernels.ample = lambda _device: capability in (90, 100)
     launches(capability)
     assert all(kernel.asm["cubin"] for kernel in made)
     assert max(kernel.metadata.shared for kernel in made) <= 1024 * SHARED[capability]

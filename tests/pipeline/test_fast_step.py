@@ -126,6 +126,13 @@ def same(one, other, limit):
     assert max(errors.values()) <= limit, max(errors, key=errors.get)
 
 
+def equal(one, other):
+    """Losses and gradients of several steps agree to the bit."""
+    for (loss, gradients), (loss2, gradients2) in zip(one, other, strict=True):
+        assert loss == loss2
+        assert all(torch.equal(gradient, gradients2[name]) for name, gradient in gradients.items())
+
+
 def mean_error(exact, found):
     """Mean relative L2 error of all gradients."""
     errors = [(found[1][name].float() - grad).norm() / grad.norm() for name, grad in exact[1].items()]
@@ -205,14 +212,12 @@ def test_what_is_kept_changes_no_bit(base, family, dropout):
             Fast.over(model).keep(choice(keep, dense))
             torch.manual_seed(5)
             found.append(learned(model, lay(documents())))
-    for loss, grads in found[1:]:
-        assert loss == found[0][0]
-        assert all(torch.equal(grads[name], grad) for name, grad in found[0][1].items())
+    equal(found[:1] * (len(found) - 1), found[1:])
 
 
 @pytest.mark.parametrize("keep", [Keep.MORE, Keep.INPUT])
 @pytest.mark.parametrize(
-    ("family", "targets", "rank"), [("llama", "all-linear", 8), ("llama", ["q_proj", "v_proj", "up_proj"], 3), ("phi3", "all-linear", 20)]
+    ("family", "targets", "rank"), [("llama", "all-linear", 8), ("llama", ["q_proj", "v_proj", "up_proj"], 3), ("phi3", "all-linear", 8)]
 )
 def test_dropout_is_the_one_of_peft_on_the_adapters_input(family, targets, rank, keep):
     """Each adapter's input goes through the mask that the fast step draws for its projection."""
@@ -231,7 +236,7 @@ def test_dropout_is_the_one_of_peft_on_the_adapters_input(family, targets, rank,
                 module.lora_dropout["default"] = Mask(0.4, (seed + 4 * index + places[name.rpartition(".")[2]]) % 2**31)
     stock = learned(model, Collate(0)(packed(rows)))
     same(stock, found, 1e-5)
-    assert learned(model.eval(), lay(rows))[0] != pytest.approx(found[0], rel=1e-5)
+    assert learned(model.eval(), lay(rows))[0] != pytest.approx(found[0], rel=1e-3)
 
 
 class Mask(nn.Module):

@@ -3,7 +3,7 @@
 import pytest
 import test_fast_step
 import torch
-from test_fast_step import SHAPE, adapted, documents, learned
+from test_fast_step import SHAPE, adapted, documents, equal, learned
 
 from tunestation.training import memory
 from tunestation.training.batches import lay
@@ -63,12 +63,6 @@ def steps(base, waits, keep_input=LAYERS, dropout=0.2):
             batch = lay(documents((11, 5)))
             found.append((fast.forward(**batch).loss.item(), {}))
     return found, model
-
-
-def equal(one, other):
-    for (loss, gradients), (loss2, gradients2) in zip(one, other, strict=True):
-        assert loss == loss2
-        assert all(torch.equal(gradient, gradients2[name]) for name, gradient in gradients.items())
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,8 @@ class Float8Projection(Projection):
         return ops.empty_eight(len(rows), columns, rows.device)
 
     def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
-        k, rows = self.columns, read.rows
-        y = multiply(read.eight, self.by_rows, self._bias(), rows.dtype)
+        y, tail = multiply(read.eight, self.by_rows, self._bias(), read.rows.dtype), read.rows[:, self.columns :]
         at_once = added is not None and all(member.lora for member in self.members)
-        tail = rows[:, k:]
         for member, (part, ranks) in zip(self.members, self.filling.parts, strict=True):
             if member.lora:
                 ops.add_low_rank(y[:, part], tail[:, ranks], buffer.b[part, ranks], added[:, part] if at_once else None)

@@ -42,15 +42,20 @@ def _kept(row, column, columns, seed, limit):
 
 
 @triton.jit
-def _store_dropped(value, dropped, row, at, columns, seed, limit, share, inside):
-    """What a row holds at `at`, with dropout; `ops.dropout` says how."""
+def _store_dropped(value, target, row, at, columns, seed, limit, share, inside):
+    """What a row holds at `at` to `target`, where the row starts, with dropout; `ops.dropout` says how."""
     kept = tl.where(_kept(row, at, columns, seed, limit), value.to(tl.float32) * share, 0.0)
-    tl.store(dropped + row * columns + at, kept, inside)
+    tl.store(target + at, kept, inside)
+
+
+def drawing(p, seed) -> tuple:
+    """Arguments of a kernel that drops: seed, limit, and what a kept value is multiplied with."""
+    return seed, int(p * 2**32), 1 / (1 - p)
 
 
 def _drawing(dropped, other) -> tuple:
-    """Arguments of a kernel that may drop: where to, seed, limit, and what a kept value is multiplied with."""
-    return (other, 0, 0, 1.0) if dropped is None else (dropped.out, dropped.seed, int(dropped.p * 2**32), 1 / (1 - dropped.p))
+    """The same of a kernel that may drop, behind where to."""
+    return (other, *drawing(0, 0)) if dropped is None else (dropped.out, *drawing(dropped.p, dropped.seed))
 
 
 @triton.jit(do_not_specialize=["seed", "limit"])
@@ -72,7 +77,7 @@ def _rms_norm(
     if EIGHT:
         _store_eight(value.to(tl.float32), eight, scales, row, at, columns, inside)
     if DROP:
-        _store_dropped(value, dropped, row, at, columns, seed, limit, share, inside)
+        _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, inside)
 
 
 def rms_norm(h, weight, eps, out, added, total, eight, dropped=None) -> None:
@@ -160,7 +165,7 @@ def _glu(
         tl.store(out + row * out_stride + at, value, inside)
         largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
         if DROP:
-            _store_dropped(value, dropped, row, at, columns, seed, limit, share, inside)
+            _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, inside)
     if EIGHT:
         scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
         tl.store(scales + row, scale)
@@ -221,7 +226,7 @@ def _copy(
     if EIGHT:
         _store_eight(value.to(tl.float32), eight, scales, row, at, columns, at < columns)
     if DROP:
-        _store_dropped(value, dropped, row, at, columns, seed, limit, share, at < columns)
+        _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, at < columns)
 
 
 def copy(x, out, eight=None, dropped=None) -> None:
@@ -233,18 +238,16 @@ def copy(x, out, eight=None, dropped=None) -> None:
 
 
 @triton.jit(do_not_specialize=["seed", "limit"])
-def _dropout(x, x_row, out, out_row, columns, seed, limit, scale, BLOCK: tl.constexpr):
+def _dropout(x, x_row, out, out_row, columns, seed, limit, share, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + row * x_row + at, at < columns, 0).to(tl.float32)
-    tl.store(out + row * out_row + at, tl.where(_kept(row, at, columns, seed, limit), value * scale, 0.0), at < columns)
+    value = tl.load(x + row * x_row + at, at < columns, 0)
+    _store_dropped(value, out + row * out_row, row, at, columns, seed, limit, share, at < columns)
 
 
 def dropout(x, p, seed, out) -> None:
     rows, columns = x.shape
-    _dropout[(rows, pieces(columns, 2048))](
-        x, x.stride(0), out, out.stride(0), columns, seed, int(p * 2**32), 1 / (1 - p), BLOCK=2048, num_warps=8
-    )
+    _dropout[(rows, pieces(columns, 2048))](x, x.stride(0), out, out.stride(0), columns, *drawing(p, seed), BLOCK=2048, num_warps=8)
 
 
 @triton.jit

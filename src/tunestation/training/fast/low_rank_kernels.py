@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from tunestation.training.fast.grids import pieces, power_of_2
-from tunestation.training.fast.kernels import _kept
+from tunestation.training.fast.kernels import _kept, drawing
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _load_right(b, b_stride, at, first_column, columns, COLUMNS: tl.constexpr, R
 
 @triton.jit(do_not_specialize=["seed", "limit"])
 def _add_low_rank(
-    y, y_row, other, other_row, tail, tail_row, b, b_stride, scale, rows, columns, seed, limit,
+    y, y_row, other, other_row, tail, tail_row, b, b_stride, rows, columns, seed, limit, share,
     ADD: tl.constexpr, DROP: tl.constexpr, TURNED: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, STRIP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -53,7 +53,7 @@ def _add_low_rank(
             right = _load_right(b, b_stride, at, first_column, columns, COLUMNS, RANK, TURNED)
             product = tl.dot(left, right, product)
         if DROP:
-            product = tl.where(_kept(row, column, columns, seed, limit), product * scale, 0.0)
+            product = tl.where(_kept(row, column, columns, seed, limit), product * share, 0.0)
         product += before.to(tl.float32)
         if ADD:
             product += summand.to(tl.float32)
@@ -83,6 +83,6 @@ def add_low_rank(y, tail, b, added=None, p=0.0, seed=0) -> None:
     rows, columns = y.shape
     other, tiles = y if added is None else added, _tiles(rows, b.shape[1], ample(y.device), added is not None, p > 0)
     _add_low_rank[(pieces(rows, tiles["ROWS"] * tiles["STRIP"]), pieces(columns, tiles["COLUMNS"]))](
-        y, y.stride(0), other, other.stride(0), tail, tail.stride(0), b, max(b.stride()), 1 / (1 - p), rows, columns,
-        seed, int(p * 2**32), ADD=added is not None, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,
+        y, y.stride(0), other, other.stride(0), tail, tail.stride(0), b, max(b.stride()), rows, columns,
+        *drawing(p, seed), ADD=added is not None, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,
     )  # fmt: skip

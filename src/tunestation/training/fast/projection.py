@@ -89,7 +89,7 @@ class Projection:
         buffer = self._weights(read.rows, refresh=True)
         kept = self._share(read, buffer.a) if self.rank else None
         if not keep:
-            kept = None
+            kept = None  # its memory is free before the product takes some
         return self._multiply(read, buffer, roomy, added), kept
 
     def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
@@ -101,11 +102,7 @@ class Filling:
         """As `Buffer` takes it."""
         self.even = all(size * self.columns % 4096 == 0 for size in self.sizes)
         """Whether the pieces of 4096 weights that one launch writes end where members end."""
-        rows, columns = _starts(self.sizes), _starts(self.ranks)
-        self.parts = [
-            (slice(row, row + size), slice(column, column + rank))
-            for row, size, column, rank in zip(rows, self.sizes, columns, self.ranks, strict=True)
-        ]
+        self.parts = list(zip(_slices(self.sizes), _slices(self.ranks), strict=True))
         """Where each member's outputs and ranks lie among those of all."""
         self.addresses: tuple[list[int], torch.Tensor] | None = None
         """Of all parts of the weights, on the host and on the GPU."""
@@ -126,16 +123,13 @@ class Filling:
     @torch.no_grad()
     def agrees(self, like: torch.Tensor) -> bool:
         """Whether one launch writes, on this GPU and with this compiler, what single copies write: all, and adapters alone."""
+        return all(self._agrees(like, base) for base in {self.base, False} if self._possible(like, base))
+
+    def _agrees(self, like: torch.Tensor, base: bool) -> bool:
         flats = like.new_zeros(2, Buffer.numbers(*self.shape))
-        one, other = (Buffer(flat, *self.shape) for flat in flats)
-        agreed = True
-        for base in {self.base, False}:
-            if self._possible(like, base):
-                flats.zero_()
-                self._at_once(one, base)
-                self._singly(other, base)
-                agreed = agreed and torch.equal(*flats)
-        return agreed
+        self._at_once(Buffer(flats[0], *self.shape), base)
+        self._singly(Buffer(flats[1], *self.shape), base)
+        return torch.equal(*flats)
 
     @cached_property
     def four_bit(self) -> bool:
@@ -169,8 +163,9 @@ class Filling:
                 torch.mul(b, member.scale, out=buffer.b[outputs, ranks])
 
 
-def _starts(sizes: list[int]) -> list[int]:
-    return [sum(sizes[:index]) for index in range(len(sizes))]
+def _slices(sizes: list[int]) -> list[slice]:
+    """Where pieces of these sizes lie, one behind the other."""
+    return [slice(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
 
 
 def _addresses(member: Member, four_bit: bool) -> list[int]:
