@@ -182,6 +182,8 @@ class Models:
             clean()
             self.model = build(case.shape, case.base, case.rank, case.dropout).train()
             self.fast = Fast.over(self.model)
+            if CUDA:
+                self.fast.join()  # as the stage train does
             self.built = None if case.deepspeed else wanted  # an engine leaves its hooks in a model
         self.fast.forget()
         clean()

@@ -8,6 +8,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
+from apart import apart
 from test_fast_step import adapted, choice, documents, learned
 
 from tunestation.training.batches import Collate, lay
@@ -54,6 +55,24 @@ def test_what_is_kept_changes_no_bit_of_the_loss_and_hardly_a_gradient(base):
     for other in found[1:]:
         assert other[0] == found[0][0]
         assert max(errors(found[0], other).values()) < 2e-2
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "nf4", "fp8"])
+def test_adapters_as_one_weight_a_layer_learn_what_single_ones_learn(base):
+    found = []
+    for together in (False, True):
+        model = adapted("bfloat16" if base == "fp8" else base, dropout=0.2).cuda().train()
+        if base == "fp8":
+            quantise_base(model, torch.device("cuda"))
+        fast = Fast.over(model)
+        if together:
+            fast.join()
+        fast.keep(choice([Keep.INPUT] * 3))
+        torch.manual_seed(5)
+        loss, gradients = learned(model, batch_on_gpu(documents()))
+        found.append((loss, gradients) if not together else apart(fast, (loss, gradients)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1].keys() == found[1][1].keys() and max(errors(*found).values()) < 2e-2
 
 
 def test_one_launch_writes_the_buffer_that_single_copies_write():

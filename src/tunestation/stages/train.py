@@ -22,6 +22,7 @@ from tunestation.training import checkpoints, foresight, given, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, lay, load_rows
 from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
+from tunestation.training.fast.adapters import joined
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.model import Fast, obstacle
 from tunestation.training.learned import STATES, learned
@@ -148,13 +149,21 @@ def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict, h
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:
-        return Fast.over(model, host, models.device() if host.told else None), None
+        fast = Fast.over(model, host, models.device() if host.told else None)
+        if _joins():
+            fast.join()
+        return fast, None
     print(f"  step: transformers' own, since {reason}", flush=True)
     if packable(models.plain(model), settings["max_tokens"]):
         pack(models.plain(model))
     if machine["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return None, reason
+
+
+def _joins() -> bool:
+    """Whether adapters learn as one weight a layer: a CPU waits for arithmetic, not for the host's calls."""
+    return torch.cuda.is_available()
 
 
 def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, lengths, held_out, order: Order) -> RecipeTrainer:
@@ -218,7 +227,10 @@ def stop_file(job: Job) -> Path:
 def _train(trainer: RecipeTrainer, job: Job, order: Order, setup: Setup, longest: int) -> Result:
     folder = job.output / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
-    world = checkpoints.World(world_size(), nodes_training(), job.machine["micro_batch_size"], job.machine["zero_stage"])
+    machine = job.machine
+    world = checkpoints.World(
+        world_size(), nodes_training(), machine["micro_batch_size"], machine["zero_stage"], joined(trainer.model)
+    )
     checkpoint = checkpoints.to_resume(folder, world, partial(least, args=trainer.args))
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)

@@ -24,10 +24,13 @@ class World:
     nodes: int
     micro_batch_size: int
     zero_stage: int
+    joined: bool
+    """Whether adapters are one weight a layer for the optimizer, as on a GPU."""
 
     def __str__(self) -> str:
         nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
-        return f"{self.processes} process(es){nodes}, micro batch {self.micro_batch_size}, ZeRO-{self.zero_stage}"
+        one = ", one weight a layer" if self.joined else ""
+        return f"{self.processes} process(es){nodes}, micro batch {self.micro_batch_size}, ZeRO-{self.zero_stage}{one}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Stamp:
     """Mean over held-out labelled tokens; None when none are held out."""
     nodes: int = 1
     """Each node has the part of its own processes. Not written when it is 1."""
+    joined: bool = False
+    """Whether the optimizer has one weight a layer. Not written when it is not so."""
 
 
 def complete(folder: Path) -> list[Path]:
@@ -59,7 +64,7 @@ def stamp_of(checkpoint: Path) -> Stamp:
 def seal(saving: Path, folder: Path, stamp: Stamp) -> None:
     """Publish what was saved below `saving` as a complete checkpoint."""
     (saved,) = saving.glob("checkpoint-*")
-    written = {name: value for name, value in asdict(stamp).items() if (name, value) != ("nodes", 1)}
+    written = {name: value for name, value in asdict(stamp).items() if (name, value) not in (("nodes", 1), ("joined", False))}
     (saved / STAMP).write_text(json.dumps(written, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(folder / saved.name, ignore_errors=True)
     saved.rename(folder / saved.name)
@@ -100,9 +105,9 @@ def to_resume(folder: Path, world: World, least: Callable[[int], int] = int) -> 
     if not step:
         return None
     stamp = stamp_of(every[step])
-    before = World(stamp.world_size, stamp.nodes, stamp.micro_batch_size, stamp.zero_stage)
+    before = World(stamp.world_size, stamp.nodes, stamp.micro_batch_size, stamp.zero_stage, stamp.joined)
     if before != world:
-        remedy = "Go on with the same number of processes and runtime settings, or start over with --force."
+        remedy = "Go on with the same version, kind of machine, number of processes and runtime settings, or start over with --force."
         raise TunestationError(f"training was interrupted at step {step} with {before}; this run has {world}.", remedy=remedy)
     return every[step]
 

@@ -13,6 +13,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tunestation.settings import nodes_training
 from tunestation.training import checkpoints
+from tunestation.training.fast.adapters import joined
 from tunestation.training.loss import IGNORE, mean_over_batch, of_outputs
 
 Collator = Callable[[list[dict]], dict]
@@ -101,7 +102,8 @@ class RecipeTrainer(Trainer):
 
     def _stamp(self, step: int) -> checkpoints.Stamp:
         micro = self.args.per_device_train_batch_size
-        return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, self.held_out_loss.get(step), nodes_training())
+        loss, one = self.held_out_loss.get(step), joined(self.model)
+        return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, loss, nodes_training(), one)
 
     def _wait(self) -> None:
         if self.args.world_size > 1:

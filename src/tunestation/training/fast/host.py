@@ -228,10 +228,10 @@ def _leave(layer: nn.Module, device: torch.device) -> tuple[list[Part], torch.Te
 
 
 def _frozen(layer: nn.Module) -> list[Part]:
-    """The frozen matrices of a decoder layer: 4-bit codes with their scales, or plain weights."""
+    """The frozen matrices of a decoder layer: 4-bit codes with their scales, or plain weights; no adapters, as joined ones learn."""
     found: list[Part] = []
-    for module in layer.modules():
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad and "lora_" not in name:
             found += tensors(module.weight)
     return found
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from tunestation.training.fast import ops
-from tunestation.training.fast.attention import Documents, attend
+from tunestation.training.fast.adapters import Joined, Layout, Part
+from tunestation.training.fast.attention import attend
 from tunestation.training.fast.block import Block, Norm
-from tunestation.training.fast.host import Inputs, Weights
 from tunestation.training.fast.projection import Input, Projection
+from tunestation.training.fast.step import Given, Step
 from tunestation.training.fast.weights import Scratch
 
 
@@ -27,39 +28,6 @@ class Keep(IntEnum):
     """All but gate and up: their product is computed again."""
     INPUT = 2
     """The layer's input alone; all but the last product is computed again."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """The gradient of a layer's input, as it is handed to the layer before."""
-
-    rows: torch.Tensor
-    """[T, K + R], with room for what that layer's last projection adds."""
-    eight: ops.Eight | None
-    """The same in 8 bits, for a projection that asks for it."""
-
-
-@dataclass
-class Step:
-    """What all layers of a micro-batch share."""
-
-    documents: Documents
-    cos: torch.Tensor
-    """[T, R // 2], as `sin`; R columns of a head turn."""
-    sin: torch.Tensor
-    seed: int | None
-    """Of this micro-batch's dropout; None drops nothing."""
-    inputs: Inputs
-    """Where layers' inputs are between forward and backward pass."""
-    weights: Weights | None
-    """Those in host memory, which are brought before a layer runs."""
-    given: Given | None = None
-    """What the layer behind has handed on in this backward pass."""
-
-    def bring(self, index: int, ahead: int) -> None:
-        """See to it that layer `index` has its weights; the next to run is the one after it, or (`ahead` -1) before it."""
-        if self.weights is not None:
-            self.weights.take(index, ahead)
 
 
 @dataclass
@@ -94,12 +62,21 @@ class Layer:
         self.qkv, self.o, self.gate_up, self.down = self.projections = [
             projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
         ]
+        self.layout = Layout([each.members for each in self.projections])
+        self.joined: Joined | None = None
         self.keep = Keep.ALL
 
     @property
     def adapters(self) -> list[nn.Parameter]:
-        """All A and B of this layer, in the order of their gradients."""
-        return [weight for projection in self.projections for weight in projection.adapters]
+        """Those of this layer that learn, in the order of their gradients."""
+        return [self.joined.weight] if self.joined else self.layout.weights
+
+    def look_up(self) -> None:
+        """A micro-batch begins: since the last one others may have put tensors in the place of weights."""
+        if self.joined:
+            self.joined.refresh()
+        for projection in self.projections:
+            projection.filling.known = False
 
     def __call__(self, h: torch.Tensor, step: Step) -> torch.Tensor:
         """h [T, K] -> [T, K]."""
@@ -189,9 +166,13 @@ class Layer:
 
     def backward(self, h: torch.Tensor, kept: Kept, step: Step, d_out: torch.Tensor, wanted: bool) -> tuple:
         """(dh or None, gradients of `adapters`)."""
-        d_middle, d_mlp = self._backward_mlp(kept, step, self._given(step, d_out))
-        dh, d_attention = self._backward_attention(h, kept, step, d_middle, wanted)
-        return dh, [*d_attention, *d_mlp]
+        flat = h.new_empty(self.layout.numbers)
+        qkv, o, gate_up, down = self.layout.parts(flat)
+        d_middle = self._backward_mlp(kept, step, self._given(step, d_out), gate_up, down)
+        dh = self._backward_attention(h, kept, step, d_middle, wanted, qkv, o)
+        self.layout.scale(flat)
+        found = [flat] if self.joined else self.layout.views(flat)
+        return dh, [gradient.to(weight.dtype) for gradient, weight in zip(found, self.adapters, strict=True)]
 
     def _given(self, step: Step, d_out: torch.Tensor) -> Given:
         """The gradient of the layer's result, as the layer behind has left it; only that of the last layer is copied."""
@@ -202,8 +183,8 @@ class Layer:
         ops.copy(d_out, rows[:, : self.down.outputs])
         return Given(rows, None)
 
-    def _backward_mlp(self, kept: Kept, step: Step, given: Given) -> tuple[Given, list[torch.Tensor]]:
-        """Gradient of `middle` in the rows that the attention's last projection reads, and of the MLP's adapters."""
+    def _backward_mlp(self, kept: Kept, step: Step, given: Given, out_gate_up: Part, out_down: Part) -> Given:
+        """Gradient of `middle` in the rows that the attention's last projection reads; those of adapters to the parts."""
         _, _, seed, seed_down = self.seeds(step)
         d_act = self.down.backward(given.rows, seed_down, given.eight)
         grads = self.gate_up.widened(kept.gate_up)
@@ -211,7 +192,7 @@ class Layer:
         ops.glu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], self.block.gelu, eight, made)
         kept.gate_up = None
         d_act = self.down.adapter_input(d_act, seed_down) if made else kept.x_down
-        d_down = self.down.adapter_gradients(given.rows, d_act, kept.tail_down)
+        self.down.adapter_gradients(given.rows, d_act, kept.tail_down, out_down)
         kept.x_down = kept.tail_down = d_act = None
         dx = self.gate_up.backward(grads, seed, eight)
         del eight
@@ -220,13 +201,16 @@ class Layer:
         d_out, result = given.rows[:, : self.down.outputs], d_middle.rows[:, : self.o.outputs]
         _denormalise(self.block.norm2, dx, kept.middle, result, d_out, d_middle.eight, made)
         x = self.gate_up.adapter_input(dx, seed) if made else kept.x_gate_up
-        return d_middle, [*self.gate_up.adapter_gradients(grads, x, kept.tail_gate_up), *d_down]
+        self.gate_up.adapter_gradients(grads, x, kept.tail_gate_up, out_gate_up)
+        return d_middle
 
-    def _backward_attention(self, h, kept: Kept, step: Step, given: Given, wanted: bool) -> tuple:
-        """dh (None unless `wanted`) and the gradients of the attention's adapters; `given` as `_backward_mlp` left it."""
+    def _backward_attention(self, h, kept: Kept, step: Step, given: Given, wanted: bool, out_qkv: Part, out_o: Part) -> torch.Tensor | None:
+        """dh (None unless `wanted`); gradients of adapters to the parts. `given` as `_backward_mlp` left it."""
         d_middle, seed_o = given.rows, self.seeds(step)[1]
         d_attention = self.o.backward(d_middle, seed_o, given.eight)
-        d_o = self.o.adapter_gradients(d_middle, self.o.adapter_input(kept.attention.detach().flatten(1), seed_o), kept.tail_o)
+        read = self.o.adapter_input(kept.attention.detach().flatten(1), seed_o)
+        self.o.adapter_gradients(d_middle, read, kept.tail_o, out_o)
+        del read
         grads = self.qkv.gradient(h)
         turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
         eight = self._turn_back(turned, kept, step, grads[:, : self.qkv.outputs], wanted)
@@ -235,7 +219,8 @@ class Layer:
         del eight
         dh, x = self._backward_input(h, kept, step, dx, d_middle[:, : self.o.outputs])
         del dx
-        return dh, [*self.qkv.adapter_gradients(grads, x, kept.tail_qkv), *d_o]
+        self.qkv.adapter_gradients(grads, x, kept.tail_qkv, out_qkv)
+        return dh
 
     def _backward_input(self, h, kept: Kept, step: Step, dx: torch.Tensor | None, d_middle: torch.Tensor) -> tuple:
         """(dh, None without dx, what the adapters of the first projection read); `d_middle` reached h past the attention."""

@@ -11,13 +11,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tunestation.training import memory
 from tunestation.training.fast import nf4
+from tunestation.training.fast.adapters import Joined
 from tunestation.training.fast.attention import Documents
 from tunestation.training.fast.block import Block, Norm, unknown
 from tunestation.training.fast.float8 import Float8Linear, Float8Projection
 from tunestation.training.fast.head import summed_loss
 from tunestation.training.fast.host import Inputs, Waiting
-from tunestation.training.fast.layer import Keep, Layer, Step
+from tunestation.training.fast.layer import Keep, Layer
 from tunestation.training.fast.projection import Projection
+from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Member, Scratch
 
 
@@ -80,6 +82,15 @@ class Fast:
         )
         return fast
 
+    def join(self) -> None:
+        """From now on adapters learn as one weight a layer, where they are of one kind: for a GPU, which small ones keep waiting.
+
+        Before an optimizer is made. Gradients and updates are the same, but for the order in which the norm of all is summed.
+        """
+        for layer, module in zip(self.layers, self.model.model.layers, strict=True):
+            if layer.joined is None and layer.layout.joinable:
+                layer.joined = Joined(module, layer.layout)
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -100,6 +111,7 @@ class Fast:
         step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed(), inputs, self.waiting.weights)
         h = h[0]
         for layer in self.layers:
+            layer.look_up()
             h = layer(h, step)
         head = self.model.lm_head.weight
         rows = max(1, self.choice.logits // (head.shape[0] * h.element_size()))
@@ -131,6 +143,8 @@ class Fast:
         self.waiting.become(choice)
         self.choice = choice
         like = self.model.model.norm.weight
+        for layer in self.layers:
+            layer.look_up()
         if self.waiting.weights:
             self.waiting.weights.take(0, 0)  # those of the first layer, which are tried
         at_once = all(projection.filling.agrees(like) for projection in self.layers[0].projections)

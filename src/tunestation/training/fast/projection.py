@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tunestation.training.fast import ops
+from tunestation.training.fast.adapters import Part
 from tunestation.training.fast.weights import Buffer, Filling, Member, Scratch
 
 
@@ -45,12 +46,9 @@ class Projection:
         self.kept: Buffer | None = None
         self.filling = Filling(self.members, self.BASE)
         self.outputs, self.columns, self.rank, _ = self.filling.shape
+        self.adapted = [part for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
+        """Where outputs and ranks of adapted members lie among those of all."""
         self.p = max(member.dropout for member in self.members)
-
-    @property
-    def adapters(self) -> list[nn.Parameter]:
-        """A, B of each adapted member, in order."""
-        return [weight for member in self.members if member.adapter for weight in member.adapter]
 
     def input(self, like: torch.Tensor, seed: int | None) -> Input:
         """Room for an input of as many rows as `like`; `seed` None drops nothing."""
@@ -134,20 +132,13 @@ class Projection:
             ops.product(grads, buffer.backward, dx)
         return dx
 
-    def adapter_gradients(self, grads: torch.Tensor, x: torch.Tensor, tail: torch.Tensor) -> list[torch.Tensor]:
-        """Of `adapters`; `grads` as `backward` left it, `x` [T, K] what they read, `tail` [T, R] their share."""
+    def adapter_gradients(self, grads: torch.Tensor, x: torch.Tensor, tail: torch.Tensor, out: Part) -> None:
+        """To `out`, those of B still to be scaled; `grads` as `backward` left it, `x` [T, K] what they read, `tail` [T, R] their share."""
         if not self.rank:
-            return []
-        all_a = grads[:, self.outputs :].t() @ x
-        parts = [part for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
-        all_b = [grads[:, outputs].t() @ tail[:, ranks] for outputs, ranks in parts]
-        return self._as_learned([all_a[ranks] for _, ranks in parts], all_b)
-
-    def _as_learned(self, all_a: list[torch.Tensor], all_b: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Gradients in the order and the dtype of `adapters`; those of B are still to be scaled."""
-        torch._foreach_mul_(all_b, [member.scale for member in self.members if member.lora])
-        dtype = self.adapters[0].dtype
-        return [gradient.to(dtype) for pair in zip(all_a, all_b, strict=True) for gradient in pair]
+            return
+        torch.mm(grads[:, self.outputs :].t(), x, out=out.a)
+        for (outputs, ranks), b in zip(self.adapted, out.b, strict=True):
+            torch.mm(grads[:, outputs].t(), tail[:, ranks], out=b)
 
     def adapter_input(self, x: torch.Tensor, seed: int | None) -> torch.Tensor:
         """What adapters read of the input x [T, K]: itself, or with dropout."""

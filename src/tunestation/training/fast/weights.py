@@ -106,6 +106,10 @@ class Filling:
         """Where each member's outputs and ranks lie among those of all."""
         self.addresses: tuple[list[int], torch.Tensor] | None = None
         """Of all parts of the weights, on the host and on the GPU."""
+        self.wide = False
+        """Whether adapters are in 32 bits."""
+        self.known = False
+        """Whether weights still are where they were, so that the host need not ask each of them."""
         self.at_once = True
         """Whether one launch may write a buffer: what `agrees` has found."""
 
@@ -144,12 +148,17 @@ class Filling:
     def _at_once(self, buffer: Buffer, base: bool) -> None:
         from tunestation.training.fast import product_kernels
 
+        if not self.known:
+            self._look_up(buffer.b.device)
+        matrix = buffer.base if base else None
+        product_kernels.fill(self.addresses[1], matrix, buffer, self.sizes, self.ranks, self.scales, self.nested, self.wide)
+
+    def _look_up(self, device: torch.device) -> None:
         found = [address for member in self.members for address in _addresses(member, self.four_bit)]
         if self.addresses is None or self.addresses[0] != found:
-            self.addresses = found, torch.tensor(found, device=buffer.b.device)
-        wide = any(member.adapter[0].dtype == torch.float32 for member in self.members if member.lora)
-        matrix = buffer.base if base else None
-        product_kernels.fill(self.addresses[1], matrix, buffer, self.sizes, self.ranks, self.scales, self.nested, wide)
+            self.addresses = found, torch.tensor(found, device=device)
+        self.wide = any(member.adapter[0].dtype == torch.float32 for member in self.members if member.lora)
+        self.known = True
 
     def _singly(self, buffer: Buffer, base: bool) -> None:
         if len(self.members) > 1:
