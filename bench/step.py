@@ -21,6 +21,7 @@ from models import SHAPES, build, configuration
 
 from tunestation.training import memory, zero
 from tunestation.training.batches import lay
+from tunestation.training.clipping import without_waiting
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import Learned, learned
 from tunestation.training.pace import ceiling
@@ -58,6 +59,7 @@ class Zero2:
         config["zero_optimization"]["contiguous_gradients"] = not case.loose
         zero.set_buckets(config, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer(model, case), config=config)[0]
+        without_waiting(self.engine.optimizer)  # as the stage train has it
 
     def close(self) -> None:
         """DeepSpeed's hooks would keep the model alive."""

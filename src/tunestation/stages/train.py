@@ -21,7 +21,7 @@ from tunestation.settings import nodes_training, world_size
 from tunestation.training import checkpoints, foresight, given, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, lay, load_rows
-from tunestation.training.callbacks import FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
+from tunestation.training.callbacks import ClipsWithoutWaiting, FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
 from tunestation.training.fast.adapters import joined
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.model import Fast, obstacle
@@ -181,7 +181,7 @@ def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, leng
         Samples(answer, samples["every_steps"], job.output / "samples.json"),
         Watch(tokens, order.steps),  # after the first answers, which are no part of the steps' time
         StopOnRequest(stop_file(job)),
-        *([] if job.machine["zero_stage"] else [FreshOptimizer()]),
+        *({0: [FreshOptimizer()], 1: [ClipsWithoutWaiting()], 2: [ClipsWithoutWaiting()]}.get(job.machine["zero_stage"], [])),
     ]
     trainer = RecipeTrainer(
         folder=job.output / CHECKPOINTS,

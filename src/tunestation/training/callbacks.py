@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunestation.errors import TunestationError
 from tunestation.pipeline.files import read_json, write_json
 from tunestation.report import Progress, duration
+from tunestation.training.clipping import without_waiting
 
 
 class Samples(TrainerCallback):
@@ -77,6 +78,13 @@ class FreshOptimizer(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: object, **_: object) -> None:
         if state.global_step == 0:
             optimizer.state.clear()
+
+
+class ClipsWithoutWaiting(TrainerCallback):
+    """ZeRO 1 and 2 clip gradients while the host goes on."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: object, **_: object) -> None:
+        without_waiting(optimizer.optimizer)
 
 
 class Watch(TrainerCallback):
