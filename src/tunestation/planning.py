@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tunestation.catalog import models
 from tunestation.errors import InputError
 from tunestation.export.patterns import bad_patterns
@@ -61,7 +63,8 @@ def setup_of(work: Work, gpus: int) -> Setup:
     config = config_of(work)
     shape, known = _adapted(work, config), families.kind(config) in families.NORM_OFFSETS
     _refuse_uneven(recipe.train.global_batch_size, recipe.runtime.micro_batch_size, gpus)
-    return Setup.of(recipe.train.model_dump(), recipe.runtime.model_dump(), shape, gpus, known)
+    found = Setup.of(recipe.train.model_dump(), recipe.runtime.model_dump(), shape, gpus, known)
+    return replace(found, more=targets.more_learns(_given(work)))
 
 
 def _refuse_uneven(batch: int, micro: int, gpus: int) -> None:
@@ -87,13 +90,15 @@ def _adapted(work: Work, config: dict) -> memory.Shape:
 
 def _targets(work: Work) -> targets.Targets:
     """Layers that get adapters: of the adapter that training begins with, or as the recipe says."""
-    said = work.recipe.train.lora.target_modules
-    if work.inputs.adapter is None:
-        return said
-    config = read_json(work.shelf.volumes.path(f"{work.inputs.adapter['ref']}/{ADAPTER[0]}"))
+    config = _given(work)
     if bad := bad_patterns(config):
         raise InputError(f"the adapter cannot be used: {bad[0]}.", str(work.recipe.model.adapter))
-    return config.get("target_modules") or said
+    return config.get("target_modules") or work.recipe.train.lora.target_modules
+
+
+def _given(work: Work) -> dict:
+    """The configuration of the adapter that training begins with; empty if there is none."""
+    return {} if work.inputs.adapter is None else read_json(work.shelf.volumes.path(f"{work.inputs.adapter['ref']}/{ADAPTER[0]}"))
 
 
 def _listed(wanted: targets.Targets) -> str:

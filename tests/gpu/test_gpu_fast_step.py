@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 from apart import apart
 from test_fast_step import adapted, choice, documents, learned
 
+from tunestation.training import clipping
 from tunestation.training.batches import Collate, lay
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.layer import Keep
@@ -90,3 +92,29 @@ def test_an_8_bit_base_learns_nearly_what_16_bit_learn():
     after = learned(model, batch_on_gpu(rows))
     assert after[0] == pytest.approx(before[0], rel=3e-2)
     assert max(errors(before, after).values()) < 0.25
+
+
+def test_weights_that_others_have_moved_between_micro_batches_are_found():
+    model = adapted("nf4").cuda()
+    fast = Fast.over(model)
+    fast.join()
+    fast.keep(choice([Keep.INPUT] * 3))
+    found = []
+    for _ in range(2):
+        found.append(learned(model, batch_on_gpu(documents())))
+        for weight in model.parameters():
+            old, weight.data = weight.data, weight.data.clone()
+            old.view(torch.uint8).fill_(255)  # no number in any format
+    assert found[0][0] == found[1][0] and max(errors(*found).values()) < 2e-2
+
+
+def test_clipping_does_not_wait_for_the_gpu():
+    optimizer = SimpleNamespace(clip_grad=1.0, loss_scale=1.0)
+    gradient, norm = torch.ones(1000, device="cuda"), torch.full((), 1000.0**0.5, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        clipping.mask_invalid(norm, device=norm.device)
+        clipping.unscale_and_clip(optimizer, [gradient], norm)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert gradient.norm().item() == pytest.approx(1.0, rel=1e-4)

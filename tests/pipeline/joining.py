@@ -8,7 +8,7 @@ from tunestation.stages import train
 
 def run(params: dict, job: Job) -> Result:
     """Train."""
-    train._joins = lambda: True
+    train._joins = lambda *_: True
     return train.run(params, job)
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tunestation.training import memory
 from tunestation.training.batches import Collate, lay
 from tunestation.training.fast import ops
 from tunestation.training.fast.layer import Keep
-from tunestation.training.fast.model import Fast, obstacle
+from tunestation.training.fast.model import Fast
 from tunestation.training.loss import IGNORE, of_outputs
 
 SHAPE = {
@@ -269,23 +269,3 @@ def test_held_out_loss_and_answers_take_the_same_weights():
         batch = lay(rows)
         assert model(**batch).loss.item() == pytest.approx(before, rel=1e-2)
         assert model.generate(input_ids=batch["input_ids"][:, :5], max_new_tokens=3, pad_token_id=0).shape == (1, 8)
-
-
-def test_models_that_it_does_not_know_are_named():
-    assert obstacle(adapted(), 10**6) is None
-    assert obstacle(adapted("nf4"), 10**6) is None
-    assert obstacle(LlamaForCausalLM(LlamaConfig(**SHAPE)), 30) == "all weights learn"
-    strange = adapted()
-    strange.get_base_model().config.hidden_act = "gelu"
-    assert obstacle(strange, 30) == "it knows silu and gelu by tanh, not 'gelu'"
-    strange.get_base_model().config.model_type = "gpt_oss"
-    assert obstacle(strange, 30) == "it does not know the family 'gpt_oss'"
-    dropping = adapted(family="phi3")
-    dropping.get_base_model().config.resid_pdrop = 0.1
-    assert obstacle(dropping, 30) == "it knows no dropout but that of adapters"
-
-
-def test_a_window_is_in_the_way_of_longer_documents_alone():
-    model = adapted(family="mistral")
-    assert obstacle(model, 40) is None
-    assert obstacle(model, 1041) == "documents of up to 1,041 tokens go beyond its sliding window of 40"

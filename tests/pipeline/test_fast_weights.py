@@ -1,9 +1,13 @@
 """How weights get into the buffer that products read: a launch that writes something else than single copies is not used."""
 
+from types import SimpleNamespace
+
 import pytest
 from test_fast_step import adapted, choice, documents, equal, learned
 
+from tunestation.training import fast as package
 from tunestation.training.batches import lay
+from tunestation.training.fast import weights
 from tunestation.training.fast.layer import Keep
 from tunestation.training.fast.model import Fast
 from tunestation.training.fast.weights import Filling
@@ -40,3 +44,25 @@ def test_a_launch_that_writes_the_same_is_used(monkeypatch, capsys):
     learned(model, lay(documents()))
     assert capsys.readouterr().out == ""
     assert set(used) == {True, False}
+
+
+def test_weights_are_looked_up_once_in_a_micro_batch_and_found_where_others_have_moved_them(monkeypatch):
+    asked, found, ask = [], [], weights._addresses
+    monkeypatch.setattr(weights, "_addresses", lambda member, four_bit: asked.append(member) or ask(member, four_bit))
+    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    filled = SimpleNamespace(fill=lambda table, base, buffer, *_: (buffer.a.zero_(), buffer.b.zero_(), found.append(table.tolist())))
+    monkeypatch.setattr(package, "product_kernels", filled, raising=False)
+    model = adapted("nf4").train()
+    fast = Fast.over(model)
+    for layer in fast.layers:
+        layer.keep = Keep.INPUT
+    members = [member for layer in fast.layers for projection in layer.projections for member in projection.members]
+    for _ in range(2):
+        asked.clear(), found.clear()
+        learned(model, lay(documents()))
+        assert asked == members and len(found) > 2 * len(fast.layers) * 4
+        there = [[place for member in projection.members for place in ask(member, True)] for projection in fast.layers[0].projections]
+        assert all(table in found for table in there)
+        before = [weight.data for weight in model.parameters()]  # kept, so that no other takes its place
+        for weight, data in zip(model.parameters(), before, strict=True):
+            weight.data = data.clone()

@@ -9,14 +9,19 @@ from apart import apart
 from peft import get_peft_model_state_dict
 from safetensors.torch import load
 from station import history, last_checkpoint, recipe, record, sums, weights
+from test_convert_zero import without_weights
 from test_fast_step import adapted, documents, equal, learned
+from transformers import TrainerState
 
 from tunestation.errors import TunestationError
+from tunestation.stages.convert import weights_of
 from tunestation.training.batches import lay
 from tunestation.training.checkpoints import stamp_of
 from tunestation.training.fast.adapters import joined
 from tunestation.training.fast.host import _frozen
 from tunestation.training.fast.model import Fast
+from tunestation.training.learned import learned as learned_bytes
+from tunestation.training.rehearsal import Rehearsal
 
 quick = station_module.quick
 SOME = ["q_proj", "v_proj", "up_proj"]
@@ -63,22 +68,46 @@ def test_what_an_optimizer_does_to_the_one_weight_is_saved_as_adapters_apart():
     assert all(torch.equal(changed[name], before[name] + 1) for name in before)
 
 
-def test_adapters_that_were_converted_and_moved_are_saved_as_they_are_now():
-    """DeepSpeed converts all weights, each by itself, and lays those that learn elsewhere."""
-    model = adapted("float32")
+def moved():
+    """A model whose joined weights were converted and laid elsewhere, each by itself, as DeepSpeed does it; and one that is so from
+    the start."""
+    model, wanted = adapted("bfloat16"), adapted("bfloat16")
     fast = Fast.over(model)
     fast.join()
-    model.to(torch.bfloat16)
-    elsewhere = [layer.joined.weight.data.clone() + 1 for layer in fast.layers]
-    for layer, flat in zip(fast.layers, elsewhere, strict=True):
-        layer.joined.weight.data = flat
-    found = get_peft_model_state_dict(model)
-    total = sum(value.float().sum() for value in found.values())
-    assert {value.dtype for value in found.values()} == {torch.bfloat16}
-    assert total == pytest.approx(sum(flat.float().sum() for flat in elsewhere).item(), rel=1e-5)
-    learned(model, lay(documents()))
-    first = fast.layers[0]
-    assert first.layout.weights[0].data_ptr() == first.joined.weight.data_ptr()
+    for each in (model, wanted):
+        each.to(torch.float32).to(torch.bfloat16)
+    for layer in fast.layers:
+        layer.joined.weight.data = layer.joined.weight.data.clone() * 2
+    for name, weight in wanted.named_parameters():
+        if "lora_" in name:
+            weight.data.mul_(2)
+    return model, fast, wanted
+
+
+def test_adapters_that_were_converted_and_moved_are_saved_as_they_are_now():
+    model, _, wanted = moved()
+    found, other = get_peft_model_state_dict(model), get_peft_model_state_dict(wanted)
+    assert found.keys() == other.keys() and all(torch.equal(found[name], value) for name, value in other.items())
+
+
+def test_a_micro_batch_takes_adapters_from_where_they_are_now():
+    model, fast, wanted = moved()
+    Fast.over(wanted)
+    batch = lay(documents())
+    equal([learned(wanted, batch)], [apart(fast, learned(model, batch))])
+
+
+def test_memory_is_counted_when_no_copy_of_adapters_is_left(tmp_path):
+    model, fast, _ = moved()
+    rehearsal = Rehearsal(model, fast, lay, documents(), None, tmp_path, 1, 0, learned_bytes("adamw", 2), None, print, print, str)
+
+    def free():
+        assert all(layer.layout.weights[0].data_ptr() == layer.joined.weight.data_ptr() for layer in fast.layers)
+        raise KeyboardInterrupt
+
+    rehearsal.free = free
+    with pytest.raises(KeyboardInterrupt):
+        rehearsal.on_train_begin(None, TrainerState(), None)
 
 
 def test_an_adapter_that_is_loaded_arrives_in_the_one_weight():
@@ -125,7 +154,7 @@ def as_(monkeypatch):
 
 
 def unclipped(name, **runtime):
-    """A recipe in which no norm is taken: its sum would have another order."""
+    """A recipe in which nothing is clipped: the norm is summed in another order."""
     return recipe(name=name, train={**recipe()["train"], "max_grad_norm": 1000.0}, runtime=runtime)
 
 
@@ -158,12 +187,35 @@ def test_training_that_was_stopped_goes_on_to_the_same_bytes(station, as_):
 
 
 @pytest.mark.parametrize("first", ["stop", "alone"])
-def test_a_checkpoint_of_the_other_kind_is_refused(station, as_, first):
-    """Its optimizer's states lie in another order, which nothing else would notice."""
-    station.write(recipe(name=first))
+def test_training_goes_on_with_adapters_as_its_checkpoint_has_them(station, as_, first):
+    """As on a CPU what was begun on a GPU, and on a GPU what was begun before adapters were joined there."""
+    for name in (f"{first}-whole", f"{first}-parted"):
+        station.write(recipe(name=name))
+    as_("run" if first == "stop" else "")
+    wanted = station.make("train", name=f"{first}-whole")
     as_(first)
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
-        station.make("train", name=first)
-    as_("" if first == "stop" else "run")
-    with pytest.raises(TunestationError, match=r"1 with 1 process.*ZeRO-2.*one weight a layer.*start over with --force"):
-        station.make("train", name=first)
+        station.make("train", name=f"{first}-parted")
+    as_("")
+    found = station.make("train", name=f"{first}-parted")
+    assert stamp_of(last_checkpoint(found)).joined is (first == "stop")
+    assert sums(found) == sums(wanted)
+
+
+def test_shards_without_the_adapter_beside_them_are_refused(station, as_, tmp_path):
+    station.write(recipe(name="shards"))
+    as_("run")
+    checkpoint = last_checkpoint(station.make("train", name="shards"))
+    with pytest.raises(TunestationError, match=r"adapter_model.safetensors is missing, and DeepSpeed's shards hold .* as one weight"):
+        weights_of(without_weights(checkpoint, tmp_path / "shards"), adapter=True)
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(station, as_):
+    """Its optimizer's states lie in another order, which nothing else would notice."""
+    station.write(recipe(name="alone"))
+    as_("alone")
+    with pytest.raises(TunestationError, match="stopped at step 1 of"):
+        station.make("train", name="alone")
+    as_("run")
+    with pytest.raises(TunestationError, match=r"1 with 1 process.*ZeRO-2;.*, adapters as one weight a layer\. .*start over with --force"):
+        station.make("train", name="alone")

@@ -223,6 +223,9 @@ def test_the_adapter_that_training_begins_with_tells_which_layers_it_is_on(bench
     for pattern, inputs in ((r".*\.[qv]_proj", 2 * 4096 + 4096 + 1024), (["o_proj"], 2 * 4096)):
         (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16, "target_modules": pattern}), encoding="utf-8")
         assert plans(bench.open(HUB, named), ["h200"], 1)[0].setup.shape.adapters == 32 * 8 * inputs
+    for more in ({"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["norm"]}, {"lora_bias": True}):
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "target_modules": ["o_proj"]} | more), encoding="utf-8")
+        assert plans(bench.open(HUB, named), ["h200"], 1)[0].setup.why_stock == "more than A and B of the adapter learns"
     (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16, "target_modules": "("}), encoding="utf-8")
     with pytest.raises(InputError, match="is no regular expression"):
         plans(bench.open(HUB, named), ["h200"], 1)

@@ -63,7 +63,7 @@ def run(params: dict, job: Job) -> Result:
     zero.set_buckets(config, models.trainable(model))
     if config["zero_optimization"]["stage"] == 3:
         zero.set_gathering(config, models.stored(model) // model.config.num_hidden_layers)
-    fast, why_not = _fast(model, settings, job.machine, config, host)
+    fast, why_not = _fast(model, settings, job.machine, config, host, _joins(job.output / CHECKPOINTS, args))
     setup = foresight.setup_of(model, settings, machine, fast is not None)
     trainer = _trainer(params, job, model, fast, setup, tokenizer, args, rows, lengths, held_out, order)
     result = _train(trainer, job, order, setup, max(lengths))
@@ -143,14 +143,16 @@ def _build(params: dict, job: Job, tokenizer: object, config: dict, host: Host) 
     return model
 
 
-def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict, host: Host) -> tuple[Fast | None, str | None]:
+def _fast(
+    model: torch.nn.Module, settings: dict, machine: dict, config: dict, host: Host, joins: bool
+) -> tuple[Fast | None, str | None]:
     """The fast step in place; or why transformers' own is taken."""
     reason = "ZeRO-3 shards the weights" if config["zero_optimization"]["stage"] == 3 else obstacle(model, settings["max_tokens"])
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:
         fast = Fast.over(model, host, models.device() if host.told else None)
-        if _joins():
+        if joins:
             fast.join()
         return fast, None
     print(f"  step: transformers' own, since {reason}", flush=True)
@@ -161,9 +163,14 @@ def _fast(model: torch.nn.Module, settings: dict, machine: dict, config: dict, h
     return None, reason
 
 
-def _joins() -> bool:
-    """Whether adapters learn as one weight a layer: a CPU waits for arithmetic, not for the host's calls."""
-    return torch.cuda.is_available()
+def _joins(folder: Path, args: TrainingArguments) -> bool:
+    """Whether adapters learn as one weight a layer: as in the checkpoints below `folder`, else on a GPU alone. All processes answer alike.
+
+    A CPU waits for arithmetic, not for the host's calls.
+    """
+    found = checkpoints.complete(folder)
+    wanted = checkpoints.stamp_of(found[-1]).joined if found else torch.cuda.is_available()
+    return bool(least(int(wanted), args))
 
 
 def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, lengths, held_out, order: Order) -> RecipeTrainer:

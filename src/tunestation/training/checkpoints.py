@@ -25,11 +25,11 @@ class World:
     micro_batch_size: int
     zero_stage: int
     joined: bool
-    """Whether adapters are one weight a layer for the optimizer, as on a GPU."""
+    """Whether adapters are one weight a layer for the optimizer."""
 
     def __str__(self) -> str:
         nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
-        one = ", one weight a layer" if self.joined else ""
+        one = ", adapters as one weight a layer" if self.joined else ""
         return f"{self.processes} process(es){nodes}, micro batch {self.micro_batch_size}, ZeRO-{self.zero_stage}{one}"
 
 
@@ -107,7 +107,7 @@ def to_resume(folder: Path, world: World, least: Callable[[int], int] = int) -> 
     stamp = stamp_of(every[step])
     before = World(stamp.world_size, stamp.nodes, stamp.micro_batch_size, stamp.zero_stage, stamp.joined)
     if before != world:
-        remedy = "Go on with the same version, kind of machine, number of processes and runtime settings, or start over with --force."
+        remedy = "Go on with the same version, number of processes and runtime settings, or start over with --force."
         raise TunestationError(f"training was interrupted at step {step} with {before}; this run has {world}.", remedy=remedy)
     return every[step]
 

@@ -1,5 +1,5 @@
-"""DeepSpeed's clipping without waiting: it reads the norm of all gradients on the host three times a step, and until the host has given the
-GPU work again, that idles. Here the same arithmetic stays on the GPU, to the bit, while the host goes on to the next micro-batch.
+"""DeepSpeed's clipping without waiting: three times a step its host waits until the GPU knows the norm of all gradients, and then the GPU
+until it is given work again. Here the same arithmetic stays on the GPU, to the bit, while the host goes on to the next micro-batch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def without_waiting(optimizer: Clips) -> None:
 
 
 def mask_invalid(norm: torch.Tensor, device: torch.device | None = None, val: float = -1.0) -> None:
-    """A norm that is no finite number becomes -1, in place."""
-    norm.masked_fill_(~norm.isfinite(), -1.0)
+    """A norm that is no finite number becomes `val`, in place; `device` is there as DeepSpeed gives it."""
+    norm.masked_fill_(~norm.isfinite(), val)
 
 
 def unscale_and_clip(optimizer: Clips, gradients: list, norm: torch.Tensor | float) -> None:
     """Divide `gradients` (flat ones, or lists of them) so that their `norm` is the largest allowed; by infinity if it is no number.
 
-    Then weights end as no numbers too, and the next loss ends training.
+    Then gradients that are no numbers make weights and the next loss such, which ends training; all others become 0, as with DeepSpeed.
     """
     if optimizer.clip_grad == 0.0 and optimizer.loss_scale == 1.0:
         return

@@ -59,6 +59,7 @@ class Rehearsal(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.check_disk()
         if self.fast:
+            self.fast.look_up()
             free = self.free() - (0 if state.global_step else self.states)  # one that goes on has loaded them
             setup, shape = self.setup, self.fast.shape
             rest = (setup.checkpointing, setup.base, self.gradients, setup.double_quant, self.fast.choice.host)

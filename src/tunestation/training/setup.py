@@ -36,6 +36,8 @@ class Setup:
     ranks: int
     known: bool
     """Whether the fast step knows the family."""
+    more: bool = False
+    """Whether more learns than A and B of adapters."""
 
     @classmethod
     def of(cls, settings: dict, machine: dict, shape: Shape, ranks: int, known: bool) -> Setup:
@@ -62,7 +64,7 @@ class Setup:
     @property
     def fast(self) -> bool:
         """Whether the fast step is taken."""
-        return self.known and not self.full and not self.shape.ends and self.stage in (0, 1, 2)
+        return self.known and not self.full and not self.shape.ends and not self.more and self.stage in (0, 1, 2)
 
     @property
     def full(self) -> bool:
@@ -78,6 +80,8 @@ class Setup:
             return "all weights learn"
         if self.stage == 3:
             return "ZeRO-3 shards the weights"
+        if self.known and self.more:
+            return "more than A and B of the adapter learns"
         return "the head or the embedding is adapted" if self.known and self.shape.ends else "the fast one does not know the family"
 
     @property

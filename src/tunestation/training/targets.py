@@ -39,6 +39,12 @@ def names(shape: Shape) -> list[list[str]]:
     return found
 
 
+def more_learns(config: dict) -> bool:
+    """Whether an adapter of this configuration lets more learn than A and B: magnitudes, biases, whole modules or rows of an embedding."""
+    whole = config.get("modules_to_save") or config.get("trainable_token_indices")
+    return bool(config.get("use_dora") or config.get("lora_bias") or whole or config.get("bias", "none") != "none")
+
+
 def under(shape: Shape, targets: Targets) -> Shape:
     """`shape` with adapters on `targets`, of a family that is in `families.NAMED`."""
     if targets == EVERY:

@@ -93,8 +93,8 @@ class Joined:
 
     def refresh(self) -> None:
         """A and B are views of the weight again: DeepSpeed converts and moves all weights of a model, each by itself."""
-        flat, first = self.weight, self.layout.members[0].adapter[0]
-        if first.data_ptr() != flat.data_ptr() or first.dtype != flat.dtype:
+        flat = self.weight
+        if self.layout.members[0].adapter[0].data_ptr() != flat.data_ptr():  # one that is kept shares no address with another
             for weight, view in zip(self.layout.weights, self.layout.views(flat.detach()), strict=True):
                 weight.data = view
 

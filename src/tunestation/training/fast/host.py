@@ -228,7 +228,7 @@ def _leave(layer: nn.Module, device: torch.device) -> tuple[list[Part], torch.Te
 
 
 def _frozen(layer: nn.Module) -> list[Part]:
-    """The frozen matrices of a decoder layer: 4-bit codes with their scales, or plain weights; no adapters, as joined ones learn."""
+    """The frozen matrices of a decoder layer: 4-bit codes with scales, or plain weights. Adapters that are joined only look frozen."""
     found: list[Part] = []
     for name, module in layer.named_modules():
         if isinstance(module, nn.Linear) and not module.weight.requires_grad and "lora_" not in name:

@@ -22,6 +22,9 @@ from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Member, Scratch
 
+LEARNING = ("lora_A.default.weight", "lora_B.default.weight")
+"""What peft calls the weights that it teaches; an adapter may let more learn: DoRA's magnitudes, biases, whole modules."""
+
 
 def obstacle(model: nn.Module, longest: int) -> str | None:
     """Why `model`, a peft model, takes transformers' own step on documents of up to `longest` tokens; None if the fast one knows it."""
@@ -38,7 +41,8 @@ def obstacle(model: nn.Module, longest: int) -> str | None:
                 return f"{name} {reason}"
     if hasattr(inner.lm_head, "lora_A") or hasattr(inner.model.embed_tokens, "lora_embedding_A"):
         return "the head or the embedding is adapted"
-    return None
+    others = (name for name, weight in inner.named_parameters() if weight.requires_grad and not name.endswith(LEARNING))
+    return next((f"{name} learns" for name in others), None)
 
 
 def _strange(member: Member) -> str | None:
@@ -85,7 +89,8 @@ class Fast:
     def join(self) -> None:
         """From now on adapters learn as one weight a layer, where they are of one kind: for a GPU, which small ones keep waiting.
 
-        Before an optimizer is made. Gradients and updates are the same, but for the order in which the norm of all is summed.
+        Before an optimizer is made. Gradients and updates are the same, but for the order in which the norm of all is summed, and for
+        the blocks of an 8-bit optimizer without ZeRO, which begin with each weight.
         """
         for layer, module in zip(self.layers, self.model.model.layers, strict=True):
             if layer.joined is None and layer.layout.joinable:
@@ -110,12 +115,17 @@ class Fast:
         inputs = self.waiting.inputs if torch.is_grad_enabled() else Inputs()
         step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed(), inputs, self.waiting.weights)
         h = h[0]
+        self.look_up()
         for layer in self.layers:
-            layer.look_up()
             h = layer(h, step)
         head = self.model.lm_head.weight
         rows = max(1, self.choice.logits // (head.shape[0] * h.element_size()))
         return CausalLMOutputWithPast(loss=summed_loss(h, self.norm, head, labelled, targets, rows))
+
+    def look_up(self) -> None:
+        """Others may have put tensors in the place of weights. Before memory is counted, too: DeepSpeed leaves copies of adapters."""
+        for layer in self.layers:
+            layer.look_up()
 
     def _seed(self) -> int | None:
         """Drawn from torch's generator on the host, which checkpoints keep."""
@@ -143,8 +153,7 @@ class Fast:
         self.waiting.become(choice)
         self.choice = choice
         like = self.model.model.norm.weight
-        for layer in self.layers:
-            layer.look_up()
+        self.look_up()
         if self.waiting.weights:
             self.waiting.weights.take(0, 0)  # those of the first layer, which are tried
         at_once = all(projection.filling.agrees(like) for projection in self.layers[0].projections)
