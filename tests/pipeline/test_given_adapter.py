@@ -51,6 +51,17 @@ def test_training_goes_on_from_it(begun):
     assert not any(torch.allclose(moved[name].float(), given[name].float(), atol=1e-3) for name in given)
 
 
+def test_the_magnitudes_of_a_dora_learn_too(begun):
+    """The fast step knows A and B alone."""
+    make_adapter(begun.model, begun.model.parent / "adapters" / "dora", **KINDS["DoRA"])
+    made = begun.make("train", "model.adapter=adapters/dora", "train.learning_rate=1e-2", "train.epochs=1")
+    moved, given = load_file(last_checkpoint(made) / WEIGHTS), load_file(begun.model.parent / "adapters" / "dora" / WEIGHTS)
+    magnitudes = [name for name in given if "magnitude" in name]
+    assert magnitudes and moved.keys() == given.keys()
+    assert not any(torch.equal(moved[name].float(), given[name].bfloat16().float()) for name in magnitudes)
+    assert "lora_magnitude_vector.default.weight learns" in record(made)["observed"]["step"]
+
+
 def test_other_bytes_of_it_are_another_training(begun):
     before = [stage.params for stage in begun.open().stages]
     path = begun.model.parent / "adapters" / "coach" / WEIGHTS
