@@ -160,7 +160,7 @@ def unclipped(name, **runtime):
 
 @pytest.mark.parametrize(("stage", "processes"), [(0, 1), (1, 1), (2, 1), (2, 2)])
 def test_training_learns_the_same_adapter(station, as_, stage, processes):
-    name = f"stage-{stage}"
+    name = f"joined-{stage}-{processes}"
     station.write(unclipped(name, zero_stage=stage))
     wanted = station.make("train", name=name, force=True, processes=processes)
     mine, losses, samples = load(weights(wanted)), history(wanted, "loss"), record(wanted)["observed"]["samples"]
@@ -175,47 +175,47 @@ def test_training_learns_the_same_adapter(station, as_, stage, processes):
 
 
 def test_training_that_was_stopped_goes_on_to_the_same_bytes(station, as_):
-    for name in ("whole", "parted"):
+    for name in ("joined-whole", "joined-parted"):
         station.write(recipe(name=name))
     as_("run")
-    wanted = station.make("train", name="whole")
+    wanted = station.make("train", name="joined-whole")
     as_("stop")
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
-        station.make("train", name="parted")
+        station.make("train", name="joined-parted")
     as_("run")
-    assert sums(station.make("train", name="parted")) == sums(wanted)
+    assert sums(station.make("train", name="joined-parted")) == sums(wanted)
 
 
 @pytest.mark.parametrize("first", ["stop", "alone"])
 def test_training_goes_on_with_adapters_as_its_checkpoint_has_them(station, as_, first):
     """As on a CPU what was begun on a GPU, and on a GPU what was begun before adapters were joined there."""
-    for name in (f"{first}-whole", f"{first}-parted"):
+    for name in (f"joined-{first}-whole", f"joined-{first}-parted"):
         station.write(recipe(name=name))
     as_("run" if first == "stop" else "")
-    wanted = station.make("train", name=f"{first}-whole")
+    wanted = station.make("train", name=f"joined-{first}-whole")
     as_(first)
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
-        station.make("train", name=f"{first}-parted")
+        station.make("train", name=f"joined-{first}-parted")
     as_("")
-    found = station.make("train", name=f"{first}-parted")
+    found = station.make("train", name=f"joined-{first}-parted")
     assert stamp_of(last_checkpoint(found)).joined is (first == "stop")
     assert sums(found) == sums(wanted)
 
 
 def test_shards_without_the_adapter_beside_them_are_refused(station, as_, tmp_path):
-    station.write(recipe(name="shards"))
+    station.write(recipe(name="joined-shards"))
     as_("run")
-    checkpoint = last_checkpoint(station.make("train", name="shards"))
+    checkpoint = last_checkpoint(station.make("train", name="joined-shards"))
     with pytest.raises(TunestationError, match=r"adapter_model.safetensors is missing, and DeepSpeed's shards hold .* as one weight"):
         weights_of(without_weights(checkpoint, tmp_path / "shards"), adapter=True)
 
 
 def test_a_checkpoint_of_the_other_kind_is_refused(station, as_):
     """Its optimizer's states lie in another order, which nothing else would notice."""
-    station.write(recipe(name="alone"))
+    station.write(recipe(name="joined-not"))
     as_("alone")
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
-        station.make("train", name="alone")
+        station.make("train", name="joined-not")
     as_("run")
     with pytest.raises(TunestationError, match=r"1 with 1 process.*ZeRO-2;.*, adapters as one weight a layer\. .*start over with --force"):
-        station.make("train", name="alone")
+        station.make("train", name="joined-not")
