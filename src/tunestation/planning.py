@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tunestation.catalog import models
 from tunestation.errors import InputError
 from tunestation.export.patterns import bad_patterns
@@ -63,8 +61,8 @@ def setup_of(work: Work, gpus: int) -> Setup:
     config = config_of(work)
     shape, known = _adapted(work, config), families.kind(config) in families.NORM_OFFSETS
     _refuse_uneven(recipe.train.global_batch_size, recipe.runtime.micro_batch_size, gpus)
-    found = Setup.of(recipe.train.model_dump(), recipe.runtime.model_dump(), shape, gpus, known)
-    return replace(found, more=targets.more_learns(_given(work)))
+    more = targets.more_learns(_given(work))
+    return Setup.of(recipe.train.model_dump(), recipe.runtime.model_dump(), shape, gpus, known, more)
 
 
 def _refuse_uneven(batch: int, micro: int, gpus: int) -> None:

@@ -1,8 +1,11 @@
 """What the tests on the real stack share: one workspace, whose results are found again by their keys."""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import station as station_module
 import torch
 
 if not torch.cuda.is_available():
@@ -27,6 +30,20 @@ def station(tmp_path_factory):
 def trained(station):
     """The result of training the tiny recipe as it stands: qlora, dropout 0.1, evaluations every 2 steps."""
     return station.make("train")
+
+
+@pytest.fixture
+def train_as(monkeypatch) -> Callable[[str], None]:
+    """Lets the stage `train` run as another function, MODULE:NAME; with "" as itself again."""
+    quick = station_module.quick
+
+    def put(function: str) -> None:
+        def start(stage, job, *rest):
+            return quick(stage, replace(job, function=function) if function and stage.name == "train" else job, *rest)
+
+        monkeypatch.setattr(station_module, "quick", start)
+
+    return put
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The stage `train` whose adapters learn as one weight a layer, as on a GPU; a child process imports it."""
 
-from collections.abc import Callable
+from stopping import stopped
 
 from tunestation.pipeline.job import Job, Result
 from tunestation.stages import train
@@ -14,18 +14,9 @@ def run(params: dict, job: Job) -> Result:
 
 def stop(params: dict, job: Job) -> Result:
     """Train one step and be stopped."""
-    return _stopped(run, params, job)
+    return stopped(run, params, job)
 
 
 def alone(params: dict, job: Job) -> Result:
     """The same, each adapter being a weight of its own."""
-    return _stopped(train.run, params, job)
-
-
-def _stopped(function: Callable, params: dict, job: Job) -> Result:
-    request = train.stop_file(job)
-    request.touch()
-    try:
-        return function(params, job)
-    finally:
-        request.unlink(missing_ok=True)
+    return stopped(train.run, params, job)

@@ -1,10 +1,8 @@
 """Gradients are clipped as DeepSpeed clips them, though the host does not look at their norm."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import station as station_module
 import torch
 from deepspeed.runtime.utils import mask_nan_or_inf_with_val_inplace
 from deepspeed.runtime.zero import stage_1_and_2
@@ -12,8 +10,6 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from station import recipe, record, sums
 
 from tunestation.training import clipping
-
-quick = station_module.quick
 
 VALUES = [0.0, 0.3, 1.0, 7.5, 1e30, -1.0, float("inf"), float("-inf"), float("nan")]
 
@@ -57,14 +53,10 @@ def test_deepspeed_still_calls_what_is_replaced(monkeypatch):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_training_clips_so_and_ends_with_the_same_bytes(station, monkeypatch, stage):
+def test_training_clips_so_and_ends_with_the_same_bytes(station, train_as, stage):
     made = {}
     for function in ("deepspeeds", "run"):
-
-        def start(each, job, *rest, function=function):
-            return quick(each, replace(job, function=f"clipped:{function}") if each.name == "train" else job, *rest)
-
-        monkeypatch.setattr(station_module, "quick", start)
+        train_as(f"clipped:{function}")
         station.write(recipe(name=f"clips-{stage}", runtime={"zero_stage": stage}, train={**recipe()["train"], "max_grad_norm": 0.05}))
         found = station.make("train", name=f"clips-{stage}", force=True)
         made[function] = {name: digest for name, digest in sums(found).items() if name.startswith("checkpoints")}

@@ -1,9 +1,6 @@
 """Adapters that learn as one weight a layer: the same gradients, the same training, and saved as if they were apart."""
 
-from dataclasses import replace
-
 import pytest
-import station as station_module
 import torch
 from apart import apart
 from peft import get_peft_model_state_dict
@@ -23,7 +20,6 @@ from tunestation.training.fast.model import Fast
 from tunestation.training.learned import learned as learned_bytes
 from tunestation.training.rehearsal import Rehearsal
 
-quick = station_module.quick
 SOME = ["q_proj", "v_proj", "up_proj"]
 
 
@@ -140,32 +136,19 @@ def test_joined_adapters_do_not_wait_in_host_memory_with_frozen_weights():
     assert len(_frozen(layer)) == before > 0
 
 
-@pytest.fixture
-def as_(monkeypatch):
-    """Let `train` run as one of the functions of `joining`."""
-
-    def put(name):
-        def start(stage, job, *rest):
-            return quick(stage, replace(job, function=f"joining:{name}") if stage.name == "train" and name else job, *rest)
-
-        monkeypatch.setattr(station_module, "quick", start)
-
-    return put
-
-
 def unclipped(name, **runtime):
     """A recipe in which nothing is clipped: the norm is summed in another order."""
     return recipe(name=name, train={**recipe()["train"], "max_grad_norm": 1000.0}, runtime=runtime)
 
 
 @pytest.mark.parametrize(("stage", "processes"), [(0, 1), (1, 1), (2, 1), (2, 2)])
-def test_training_learns_the_same_adapter(station, as_, stage, processes):
+def test_training_learns_the_same_adapter(station, train_as, stage, processes):
     name = f"joined-{stage}-{processes}"
     station.write(unclipped(name, zero_stage=stage))
     wanted = station.make("train", name=name, force=True, processes=processes)
     mine, losses, samples = load(weights(wanted)), history(wanted, "loss"), record(wanted)["observed"]["samples"]
     kinds = [stamp_of(last_checkpoint(wanted)).joined]
-    as_("run")
+    train_as("joining:run")
     found = station.make("train", name=name, force=True, processes=processes)
     yours = load(weights(found))
     assert mine.keys() == yours.keys() and all(torch.equal(mine[each], yours[each]) for each in mine)
@@ -174,48 +157,48 @@ def test_training_learns_the_same_adapter(station, as_, stage, processes):
     assert [*kinds, stamp_of(last_checkpoint(found)).joined] == [False, True]
 
 
-def test_training_that_was_stopped_goes_on_to_the_same_bytes(station, as_):
+def test_training_that_was_stopped_goes_on_to_the_same_bytes(station, train_as):
     for name in ("joined-whole", "joined-parted"):
         station.write(recipe(name=name))
-    as_("run")
+    train_as("joining:run")
     wanted = station.make("train", name="joined-whole")
-    as_("stop")
+    train_as("joining:stop")
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
         station.make("train", name="joined-parted")
-    as_("run")
+    train_as("joining:run")
     assert sums(station.make("train", name="joined-parted")) == sums(wanted)
 
 
 @pytest.mark.parametrize("first", ["stop", "alone"])
-def test_training_goes_on_with_adapters_as_its_checkpoint_has_them(station, as_, first):
+def test_training_goes_on_with_adapters_as_its_checkpoint_has_them(station, train_as, first):
     """As on a CPU what was begun on a GPU, and on a GPU what was begun before adapters were joined there."""
     for name in (f"joined-{first}-whole", f"joined-{first}-parted"):
         station.write(recipe(name=name))
-    as_("run" if first == "stop" else "")
+    train_as("joining:run" if first == "stop" else "")
     wanted = station.make("train", name=f"joined-{first}-whole")
-    as_(first)
+    train_as(f"joining:{first}")
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
         station.make("train", name=f"joined-{first}-parted")
-    as_("")
+    train_as("")
     found = station.make("train", name=f"joined-{first}-parted")
     assert stamp_of(last_checkpoint(found)).joined is (first == "stop")
     assert sums(found) == sums(wanted)
 
 
-def test_shards_without_the_adapter_beside_them_are_refused(station, as_, tmp_path):
+def test_shards_without_the_adapter_beside_them_are_refused(station, train_as, tmp_path):
     station.write(recipe(name="joined-shards"))
-    as_("run")
+    train_as("joining:run")
     checkpoint = last_checkpoint(station.make("train", name="joined-shards"))
     with pytest.raises(TunestationError, match=r"adapter_model.safetensors is missing, and DeepSpeed's shards hold .* as one weight"):
         weights_of(without_weights(checkpoint, tmp_path / "shards"), adapter=True)
 
 
-def test_a_checkpoint_of_the_other_kind_is_refused(station, as_):
+def test_a_checkpoint_of_the_other_kind_is_refused(station, train_as):
     """Its optimizer's states lie in another order, which nothing else would notice."""
     station.write(recipe(name="joined-not"))
-    as_("alone")
+    train_as("joining:alone")
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
         station.make("train", name="joined-not")
-    as_("run")
+    train_as("joining:run")
     with pytest.raises(TunestationError, match=r"1 with 1 process.*ZeRO-2;.*, adapters as one weight a layer\. .*start over with --force"):
         station.make("train", name="joined-not")

@@ -5,7 +5,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import station as station_module
 import torch
 from station import recipe, sums
 from test_fast_step import SHAPE, adapted, documents
@@ -128,16 +127,9 @@ def test_an_architecture_that_plans_know_nothing_of_gets_general_advice():
 
 
 @pytest.mark.parametrize(("stage", "processes"), [(0, 1), (2, 1), (3, 1), (3, 2)])
-def test_training_all_weights_learns_the_same_bytes_with_and_without_it(station, monkeypatch, stage, processes):
+def test_training_all_weights_learns_the_same_bytes_with_and_without_it(station, train_as, stage, processes):
     train, name = {"method": "full", "learning_rate": 1e-3, "epochs": 0.5}, f"rehearsed-{stage}-{processes}"
     station.write(recipe(name=name, train=recipe()["train"] | train, runtime={"zero_stage": stage}))
     rehearsed = sums(station.make("train", name=name, processes=processes))
-    monkeypatch.setattr(station_module, "quick", without_rehearsal)
+    train_as("unrehearsed:run")
     assert sums(station.make("train", name=name, processes=processes, force=True)) == rehearsed
-
-
-quick = station_module.quick
-
-
-def without_rehearsal(stage, job, *rest):
-    return quick(stage, replace(job, function="unrehearsed:run") if stage.name == "train" else job, *rest)

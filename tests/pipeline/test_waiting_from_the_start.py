@@ -1,10 +1,7 @@
 """A model of which weights wait in host memory from before it is loaded: what is on the GPU meanwhile, and what training makes of it."""
 
-from dataclasses import replace
-
 import bitsandbytes as bnb
 import pytest
-import station as station_module
 import torch
 from station import history, recipe, record, sums
 from test_fast_step import SHAPE, adapted
@@ -24,7 +21,6 @@ from tunestation.training.model import load_base
 
 LAYERS, WAITING, MATRICES = 5, 3, 7
 NF4 = {"type": "nf4", "double_quant": True}
-quick = station_module.quick
 
 
 @pytest.fixture
@@ -130,44 +126,31 @@ def test_what_waits_is_foreseen_from_the_free_memory_and_the_models_shape():
     assert foreseen(1, "unknown") == foreseen(1, method="full") == memory.ALL_THERE
 
 
-@pytest.fixture
-def as_(monkeypatch):
-    """Let `train` run as one of the functions of `waiting`."""
-
-    def put(name):
-        def start(stage, job, *rest):
-            return quick(stage, replace(job, function=f"waiting:{name}") if stage.name == "train" else job, *rest)
-
-        monkeypatch.setattr(station_module, "quick", start)
-
-    return put
-
-
 def learned(result):
     """All that training writes, optimizer and scales of the frozen base included, but what it tells of itself."""
     return {name: digest for name, digest in sums(result).items() if name.startswith("checkpoints")}
 
 
 @pytest.mark.parametrize("base", ["nf4", "bf16", "fp8"])
-def test_training_learns_the_same_bytes(station, as_, base):
+def test_training_learns_the_same_bytes(station, train_as, base):
     station.write(recipe(name=f"there-{base}", train={"base": {"type": base}}, runtime={"gradient_checkpointing": True}))
     wanted = station.make("train", name=f"there-{base}")
     for name in ("run", "run_and_come_back") if base != "fp8" else ("run_and_come_back",):
-        as_(name)
+        train_as(f"waiting:{name}")
         found = station.make("train", name=f"there-{base}", force=True)
         assert ("host memory: the embedding" in record(found)["observed"]["step"]) is (name == "run")
         assert learned(found) == learned(wanted) and learned(found)
         assert history(found, "loss") == history(wanted, "loss")
 
 
-def test_training_that_was_stopped_goes_on_from_its_checkpoint(station, as_):
+def test_training_that_was_stopped_goes_on_from_its_checkpoint(station, train_as):
     station.write(recipe(name="whole", runtime={"gradient_checkpointing": True}))
     station.write(recipe(name="parted", runtime={"gradient_checkpointing": True}))
     wanted = station.make("train", name="whole")
-    as_("stop")
+    train_as("waiting:stop")
     with pytest.raises(TunestationError, match="stopped at step 1 of"):
         station.make("train", name="parted")
-    as_("run")
+    train_as("waiting:run")
     found = station.make("train", name="parted")
     assert ALL.told[0] in record(found)["observed"]["step"]
     assert learned(found) == learned(wanted)

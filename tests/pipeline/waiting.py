@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from stopping import stopped
+
 from tunestation.pipeline.job import Job, Result
 from tunestation.stages import train
 from tunestation.training import memory
@@ -29,9 +31,4 @@ def run_and_come_back(params: dict, job: Job) -> Result:
 
 def stop(params: dict, job: Job) -> Result:
     """Train one step and be stopped."""
-    request = train.stop_file(job)
-    request.touch()
-    try:
-        return run(params, job)
-    finally:
-        request.unlink(missing_ok=True)
+    return stopped(run, params, job)

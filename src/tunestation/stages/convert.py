@@ -19,7 +19,6 @@ from tunestation.models.shards import Planned, Shards, weight_files, write_shard
 from tunestation.pipeline.files import read_json, write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.training import checkpoints
-from tunestation.training.fast.adapters import NAME as JOINED
 
 REPORT = "report.json"
 """What the adapter holds, and the base it was trained on."""
@@ -74,7 +73,7 @@ def weights_of(checkpoint: Path, adapter: bool) -> list[Planned]:
     files = [path for path in ([checkpoint / WEIGHTS] if adapter else weight_files(checkpoint)) if path.is_file() or not adapter]
     shards = zero.shard_folder(checkpoint)
     found = _stored(files, checkpoint) if files else _gathered(zero.read(shards), adapter) if shards else []
-    if any(one.name.endswith(JOINED) for one in found):
+    if any(one.name.endswith(checkpoints.JOINED) for one in found):
         what = f"{WEIGHTS} is missing, and DeepSpeed's shards hold the adapters of a layer as one weight, in which they have no names."
         raise TunestationError(what, str(checkpoint), AGAIN)
     if not found:

@@ -188,7 +188,7 @@ def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, leng
         Samples(answer, samples["every_steps"], job.output / "samples.json"),
         Watch(tokens, order.steps),  # after the first answers, which are no part of the steps' time
         StopOnRequest(stop_file(job)),
-        *({0: [FreshOptimizer()], 1: [ClipsWithoutWaiting()], 2: [ClipsWithoutWaiting()]}.get(job.machine["zero_stage"], [])),
+        *{0: [FreshOptimizer()], 3: []}.get(job.machine["zero_stage"], [ClipsWithoutWaiting()]),
     ]
     trainer = RecipeTrainer(
         folder=job.output / CHECKPOINTS,

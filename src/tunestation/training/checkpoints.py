@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,6 +14,8 @@ from tunestation.errors import TunestationError
 
 STAMP = "checkpoint.json"
 SAVING = ".saving"
+JOINED = "joined_adapters"
+"""What a decoder layer, and so a checkpoint, calls its adapters as one weight."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Stamp:
     held_out_loss: float | None
     """Mean over held-out labelled tokens; None when none are held out."""
     nodes: int = 1
-    """Each node has the part of its own processes. Not written when it is 1."""
+    """Each node has the part of its own processes. Not written when it is 1, as whatever is as a default says."""
     joined: bool = False
-    """Whether the optimizer has one weight a layer. Not written when it is not so."""
+    """Whether the optimizer has one weight a layer."""
 
 
 def complete(folder: Path) -> list[Path]:
@@ -64,7 +66,7 @@ def stamp_of(checkpoint: Path) -> Stamp:
 def seal(saving: Path, folder: Path, stamp: Stamp) -> None:
     """Publish what was saved below `saving` as a complete checkpoint."""
     (saved,) = saving.glob("checkpoint-*")
-    written = {name: value for name, value in asdict(stamp).items() if (name, value) not in (("nodes", 1), ("joined", False))}
+    written = {field.name: value for field in fields(stamp) if (value := getattr(stamp, field.name)) != field.default}
     (saved / STAMP).write_text(json.dumps(written, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(folder / saved.name, ignore_errors=True)
     saved.rename(folder / saved.name)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from deepspeed.runtime.zero import stage_1_and_2
 
 
 class Clips(Protocol):
@@ -21,6 +20,8 @@ class Clips(Protocol):
 
 def without_waiting(optimizer: Clips) -> None:
     """Let DeepSpeed's ZeRO `optimizer` clip by the functions below."""
+    from deepspeed.runtime.zero import stage_1_and_2
+
     stage_1_and_2.mask_nan_or_inf_with_val_inplace = mask_invalid
     optimizer.unscale_and_clip_grads = partial(unscale_and_clip, optimizer)
 

@@ -40,8 +40,8 @@ class Setup:
     """Whether more learns than A and B of adapters."""
 
     @classmethod
-    def of(cls, settings: dict, machine: dict, shape: Shape, ranks: int, known: bool) -> Setup:
-        """From the sections `train` and `runtime` as JSON; `known`: whether the fast step knows the family."""
+    def of(cls, settings: dict, machine: dict, shape: Shape, ranks: int, known: bool, more: bool = False) -> Setup:
+        """From the sections `train` and `runtime` as JSON; `known` and `more` as above."""
         method, base, lora = settings["method"], settings["base"], settings["lora"]
         wanted, stage = machine["gradient_checkpointing"], machine["zero_stage"]
         return cls(
@@ -59,6 +59,7 @@ class Setup:
             None if wanted == "auto" else wanted,
             ranks,
             known,
+            more,
         )
 
     @property

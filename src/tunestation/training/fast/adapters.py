@@ -13,10 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tunestation.training.fast.weights import Member
-
-NAME = "joined_adapters"
-"""What a decoder layer calls its adapters as one weight."""
+from tunestation.training.checkpoints import JOINED
+from tunestation.training.fast.weights import Filling
 
 
 class Part(NamedTuple):
@@ -31,13 +29,12 @@ class Part(NamedTuple):
 class Layout:
     """Where A and B of a layer lie in one row of numbers: all A, projection by projection, then each B."""
 
-    def __init__(self, projections: Sequence[Sequence[Member]]):
-        adapted = [[member for member in members if member.lora] for members in projections]
-        self.members = [member for members in adapted for member in members]
-        self.ranks = [[member.adapter[0].shape[0] for member in members] for members in adapted]
+    def __init__(self, projections: Sequence[Filling]):
+        self.members = [member for each in projections for member in each.members if member.lora]
+        self.ranks = [[rank for rank in each.ranks if rank] for each in projections]
         """Of each adapted member of each projection."""
-        all_a = [(sum(ranks), members[0].base.in_features) for ranks, members in zip(self.ranks, projections, strict=True)]
-        self.shapes = [*all_a, *(tuple(member.adapter[1].shape) for member in self.members)]
+        all_a = [(sum(each.ranks), each.columns) for each in projections]
+        self.shapes = [*all_a, *(pair for each in projections for pair in zip(each.sizes, each.ranks, strict=True) if pair[1])]
         self.sizes = [rows * columns for rows, columns in self.shapes]
         self.first_b, self.numbers = sum(self.sizes[: len(all_a)]), sum(self.sizes)
         """Where the first B begins, and how many numbers there are."""
@@ -81,7 +78,7 @@ class Joined:
         for view, weight in zip(layout.views(flat), layout.weights, strict=True):
             view.copy_(weight.data)
             weight.requires_grad_(False)
-        module.register_parameter(NAME, nn.Parameter(flat))
+        module.register_parameter(JOINED, nn.Parameter(flat))
         module.register_state_dict_pre_hook(lambda *_: self.refresh())
         module.register_load_state_dict_pre_hook(lambda *_: self.refresh())
         self.refresh()
@@ -89,7 +86,7 @@ class Joined:
     @property
     def weight(self) -> nn.Parameter:
         """[numbers], as `layout` lays them."""
-        return self.module._parameters[NAME]
+        return self.module._parameters[JOINED]
 
     def refresh(self) -> None:
         """A and B are views of the weight again: DeepSpeed converts and moves all weights of a model, each by itself."""
@@ -101,4 +98,4 @@ class Joined:
 
 def joined(model: nn.Module) -> bool:
     """Whether adapters of `model` are joined: optimizers then have one weight a layer, and so have checkpoints."""
-    return any(name.endswith(NAME) for name, _ in model.named_parameters())
+    return any(name.endswith(JOINED) for name, _ in model.named_parameters())

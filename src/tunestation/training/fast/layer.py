@@ -62,7 +62,7 @@ class Layer:
         self.qkv, self.o, self.gate_up, self.down = self.projections = [
             projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
         ]
-        self.layout = Layout([each.members for each in self.projections])
+        self.layout = Layout([each.filling for each in self.projections])
         self.joined: Joined | None = None
         self.keep = Keep.ALL
 
@@ -208,9 +208,7 @@ class Layer:
         """dh (None unless `wanted`); gradients of adapters to the parts. `given` as `_backward_mlp` left it."""
         d_middle, seed_o = given.rows, self.seeds(step)[1]
         d_attention = self.o.backward(d_middle, seed_o, given.eight)
-        read = self.o.adapter_input(kept.attention.detach().flatten(1), seed_o)
-        self.o.adapter_gradients(d_middle, read, kept.tail_o, out_o)
-        del read
+        self.o.adapter_gradients(d_middle, self.o.adapter_input(kept.attention.detach().flatten(1), seed_o), kept.tail_o, out_o)
         grads = self.qkv.gradient(h)
         turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
         eight = self._turn_back(turned, kept, step, grads[:, : self.qkv.outputs], wanted)

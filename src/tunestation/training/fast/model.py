@@ -46,8 +46,6 @@ def obstacle(model: nn.Module, longest: int) -> str | None:
 
 
 def _strange(member: Member) -> str | None:
-    if member.base.weight.requires_grad:
-        return "learns"
     if hasattr(member.base.weight, "quant_state") and not nf4.supported(member.base.weight):
         return "is quantised, but not to NF4 in blocks of 64"
     return None
