@@ -20,7 +20,7 @@ from types import ModuleType
 from cases import TABLE, Case, Setting, case_of, named
 from measuring import capped, clean, failure, known, save, written
 from models import SHAPES
-from step import share, shown
+from step import WARM, share, shown
 
 HERE = Path(__file__).resolve().parent
 STACKS = {
@@ -87,7 +87,7 @@ def theirs(key: str, python: str, names: list[str], options: list[str], out: Pat
 def run(names: list[str], pythons: dict[str, str], options: list[str], out: Path) -> None:
     """Measure all stacks, and print the table."""
     before = len(written(out)["rows"])
-    ours(names, options, out)
+    ours(names, [*options, "--warm", str(WARM)], out)
     for key in STACKS:
         theirs(key, pythons.get(key, sys.executable), names, options, out)
     found = written(out)["rows"][before:]

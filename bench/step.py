@@ -26,6 +26,9 @@ from tunestation.training.fast.model import Fast
 from tunestation.training.learned import Learned, learned
 from tunestation.training.pace import ceiling
 
+WARM = 8
+"""Steps before those that are measured: in the first ones products try their ways in turn."""
+
 
 class Plain:
     """A step without DeepSpeed: adapters in fp32, torch's fused AdamW or bitsandbytes' paged one."""
@@ -220,7 +223,7 @@ if __name__ == "__main__":
     cases = "NAME, NAME+zero (under DeepSpeed), NAME+loose; all: those published, both ways"
     parser.add_argument("--cases", type=named, default="C,B,A,E", help=cases)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--warm", type=int, default=3)
+    parser.add_argument("--warm", type=int, default=WARM)
     parser.add_argument("--profile", default="")
     parser.add_argument("--shape", choices=list(SHAPES))
     parser.add_argument("--out", type=Path, default=Path("step.json"))

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from tunestation.training.fast import products
+
 Eight = tuple[torch.Tensor, torch.Tensor]
 """float8_e4m3fn values [T, K] and fp32 scales [T, 1]; their product is what they stand for."""
 
@@ -201,20 +203,11 @@ def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, dropped
     _fill(eight, out, dropped)
 
 
-LONG_SUM, MANY_ROWS = 16384, 16384
-
-
 def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """out [T, N] = x [T, K] @ weight [K, N]; any strides.
-
-    On a GPU a long sum over many rows is done in two halves of `out`: cuBLAS 13.0 takes a slower kernel for the whole (663 and
-    693 TFLOP/s on an H200 for T = 16384, K = 28800, N = 4096). The shape alone decides, so that a run can be repeated to the bit.
-    """
-    if not (out.is_cuda and len(x) >= MANY_ROWS and x.shape[1] >= LONG_SUM):
-        torch.mm(x, weight, out=out)
-        return
-    for columns, part in zip(weight.chunk(2, 1), out.chunk(2, 1), strict=True):
-        torch.mm(x, columns, out=part)
+    """out [T, N] = x [T, K] @ weight [K, N]; any strides."""
+    if x.is_cuda:
+        return products.product(x, weight, out)
+    torch.mm(x, weight, out=out)
 
 
 def add_low_rank(

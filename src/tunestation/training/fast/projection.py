@@ -101,7 +101,7 @@ class Projection:
         """Complete the rows with the adapter's share xA', `a` [R, K] being all A; what adapters have read is handed over."""
         x = read.x if read.dropped is None else read.dropped.out
         read.dropped = None
-        torch.mm(x, a.t(), out=read.rows[:, self.columns :])
+        ops.product(x, a.t(), read.rows[:, self.columns :])
         return x
 
     def _drops(self, seed: int | None) -> bool:
@@ -118,7 +118,7 @@ class Projection:
         buffer = self._weights(grads, refresh=False, base=wanted)
         dy, tail = grads[:, : self.outputs], grads[:, self.outputs :]
         if self.rank:
-            torch.mm(dy, buffer.b, out=tail)
+            ops.product(dy, buffer.b, tail)
         return self._multiply_back(grads, buffer, seed, eight) if wanted else None
 
     def _multiply_back(self, grads: torch.Tensor, buffer: Buffer, seed: int | None, eight: ops.Eight | None) -> torch.Tensor:

@@ -1,0 +1,83 @@
+"""Large products on a GPU: each way that may be taken gives torch's bits, and which one is the fastest is found without waiting."""
+
+import pytest
+import torch
+
+from tunestation.training.fast import products
+from tunestation.training.fast.cublaslt import Matmul
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+SIZES = [(4096, 4160, 4096), (4096, 4224, 6144), (16384, 16448, 2048)]
+
+
+def arguments(rows, columns, outputs, turned, pad=64, dtype=torch.bfloat16):
+    """As a projection has them: weights in a wider buffer, by rows or by columns, and results with room behind each row."""
+    torch.manual_seed(0)
+    weight = torch.randn(*((outputs, columns + pad) if turned else (columns, outputs + pad)), device="cuda", dtype=dtype)
+    weight = weight[:, :columns].t() if turned else weight[:, :outputs]
+    x = torch.randn(rows, columns + pad, device="cuda", dtype=dtype)[:, :columns]
+    return x, weight, torch.full((rows, outputs + pad), float("nan"), device="cuda", dtype=dtype)[:, :outputs]
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    """No search of another test."""
+    monkeypatch.setattr(products, "_ways", {})
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_way_gives_all_of_torchs_bits(size, turned):
+    x, weight, out = arguments(*size, turned)
+    known = products.ways((x, weight, out))
+    assert len(known) > 3
+    wanted = torch.mm(x, weight)
+    for way in known:
+        out.fill_(float("nan"))
+        assert way(x, weight, out)
+        assert torch.equal(out, wanted)
+
+
+def test_an_algorithm_goes_on_with_other_numbers_of_rows():
+    x, weight, out = arguments(4096, 4160, 4096, True)
+    matmul = Matmul(x, weight, out)
+    for algorithm in matmul.algorithms():
+        for rows in (4096, 3001, 4095, 2049):
+            out.fill_(float("nan"))
+            assert matmul.run(algorithm, x[:rows], weight, out[:rows])
+            assert torch.equal(out[:rows], torch.mm(x[:rows], weight)) and out[rows:].isnan().all()
+
+
+def test_the_fastest_is_found_without_waiting_for_the_gpu():
+    given = arguments(4096, 4160, 4096, True)
+    products.product(*given)
+    wanted = torch.mm(given[0], given[1])
+    (search,) = products._ways.values()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(300):
+            products.product(*given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    for _ in range(300):
+        products.product(*given)
+    assert len(search.ways) == 1 and torch.equal(given[2], wanted)
+
+
+def test_addresses_that_no_algorithm_is_for_are_torchs_work():
+    x, weight, out = arguments(4096, 4160, 4096, True, pad=0)
+    matmul = Matmul(x, weight, out)
+    moved = torch.empty(x.numel() + 1, device="cuda", dtype=x.dtype)[1:].view(x.shape).copy_(x)
+    assert not any(matmul.run(algorithm, moved, weight, out) for algorithm in matmul.algorithms())
+    products.product(moved, weight, out)
+    (search,) = products._ways.values()
+    assert search.ways == [products.by_torch] and torch.equal(out, torch.mm(moved, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_formats_are_torchs_work(dtype):
+    given = arguments(4096, 4160, 4096, True, dtype=dtype)
+    assert products.ways(given) == [products.by_torch]
+    products.product(*given)
+    assert torch.equal(given[2], torch.mm(given[0], given[1]))
