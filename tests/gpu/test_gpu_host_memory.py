@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tunestation.training import memory
 from tunestation.training import model as models
 from tunestation.training.fast import host
+from tunestation.training.fast.host import HostEmbedding
 from tunestation.training.fast.model import Fast
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -75,3 +76,15 @@ def test_loading_a_model_that_waits_takes_no_more_than_what_stays_and_one_matrix
     head, adapters = 2 * 64_000 * 1024, 4 * models.trainable(model)
     assert torch.cuda.max_memory_allocated() - before < head + adapters + 2 * layer + spare
     assert model.model.embed_tokens.weight.is_pinned()
+
+
+def test_rows_of_an_embedding_come_without_waiting_for_the_gpu():
+    embedding = torch.nn.Embedding(1000, 64, dtype=torch.bfloat16)
+    waiting, ids = HostEmbedding(embedding, torch.device("cuda")), torch.randint(1000, (1, 50))
+    found = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found.append(waiting.gather(ids, torch.device("cuda")))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found[0].cpu(), embedding(ids))

@@ -51,9 +51,9 @@ def choice(waits, keep_input=LAYERS):
     return memory.Choice(keep_input, 0, LAYERS - keep_input, 0, 4 * SHAPE["vocab_size"] * 16, waits)
 
 
-def steps(base, waits, keep_input=LAYERS, dropout=0.2):
+def steps(base, waits, keep_input=LAYERS, dropout=0.2, family="llama"):
     """Two micro-batches of different lengths, an evaluation between them; and the model."""
-    model = adapted(base, dropout=dropout).train()
+    model = adapted(base, family, dropout=dropout).train()
     fast, found = Fast.over(model), []
     fast.keep(choice(waits, keep_input))
     torch.manual_seed(5)
@@ -78,6 +78,22 @@ def steps(base, waits, keep_input=LAYERS, dropout=0.2):
 )
 def test_loss_and_every_gradient_are_bit_equal_to_those_of_a_step_that_keeps_all_on_the_gpu(lanes, base, waits):
     equal(steps(base, memory.Host())[0], steps(base, waits)[0])
+
+
+def test_an_embedding_that_scales_its_rows_scales_those_that_were_gathered_on_the_host(lanes):
+    embedding = adapted("bfloat16", "gemma").get_base_model().model.embed_tokens
+    ids = torch.tensor([[3, 1, 3]])
+    assert not torch.equal(embedding(ids), embedding.weight[ids])
+    equal(steps("bfloat16", memory.Host(), family="gemma")[0], steps("bfloat16", memory.Host(True), family="gemma")[0])
+
+
+def test_rows_are_gathered_by_ids_that_are_on_the_host():
+    """Reading those of the GPU would wait for all that it was given before."""
+    model = adapted().train()
+    fast, batch = Fast.over(model), lay(documents())
+    fast.keep(choice(memory.Host(True)))
+    wanted = fast.forward(**batch).loss
+    assert torch.equal(fast.forward(**batch | {"input_ids": torch.zeros_like(batch["input_ids"])}).loss, wanted)
 
 
 @pytest.mark.parametrize("keep_input", [0, 1, 4])

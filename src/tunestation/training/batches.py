@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
 
@@ -45,12 +46,12 @@ class Collate:
         }
 
 
-def lay(rows: list[dict]) -> dict[str, torch.Tensor | int]:
+def lay(rows: list[dict]) -> dict[str, torch.Tensor | int | np.ndarray]:
     """Rows one behind the other, without padding, for the fast step. T tokens, d documents, n labelled tokens:
 
     input_ids, labels, position_ids int64 [1, T]; cu_seqlens int32 [d + 1], cumulative lengths; longest, the tokens of the longest
-    document; labelled int64 [n], places whose next token is learned, and targets [n], these tokens. Counting all that here, on the host,
-    keeps the GPU from being waited for.
+    document; labelled int64 [n], places whose next token is learned, and targets [n], these tokens; host_ids, input_ids once more, as an
+    array, which stays on the host when tensors go to a GPU. Having all that here keeps the GPU from being waited for.
     """
     input_ids, labels, position_ids = (
         torch.tensor([value for row in rows for value in row[name]]) for name in ("input_ids", "labels", "position_ids")
@@ -67,4 +68,5 @@ def lay(rows: list[dict]) -> dict[str, torch.Tensor | int]:
         "longest": int(cu_seqlens.diff().max()),
         "labelled": learned - 1,
         "targets": labels[learned],
+        "host_ids": input_ids[None].numpy(),
     }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -40,6 +41,8 @@ class HostEmbedding(nn.Module):
         self.embedding_dim, self.device = embedding.embedding_dim, device
         self.table = on_host(embedding.weight.shape, embedding.weight.dtype, self.device)
         self.table.copy_(embedding.weight.data)
+        self.finish = None if type(embedding) is nn.Embedding else _Finish(embedding)
+        """What the embedding does with its rows, such as Gemma's scale."""
 
     @property
     def weight(self) -> torch.Tensor:
@@ -48,10 +51,25 @@ class HostEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [..., K] of `ids`, on the device of `ids`; reading `ids` waits for what the GPU was given before."""
-        places = ids.cpu().view(-1)
-        rows = on_host((len(places), self.embedding_dim), self.table.dtype, self.device)
-        torch.index_select(self.table, 0, places, out=rows)
-        return rows.to(ids.device, non_blocking=True).view(*ids.shape, self.embedding_dim)
+        return self.gather(ids.cpu(), ids.device)
+
+    def gather(self, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Rows [..., K] of `ids`, which are on the host, to `device`; nothing waits."""
+        rows = on_host((ids.numel(), self.embedding_dim), self.table.dtype, self.device)
+        torch.index_select(self.table, 0, ids.reshape(-1), out=rows)
+        there = rows.to(device, non_blocking=True)
+        return (self.finish(there) if self.finish else there).view(*ids.shape, self.embedding_dim)
+
+
+class _Finish:
+    """The forward pass of an `embedding` over rows that were gathered already, as over a table that has no others."""
+
+    def __init__(self, embedding: nn.Embedding):
+        self.embedding = embedding
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        buffers = {name: buffer.to(rows.device) for name, buffer in self.embedding.named_buffers()}
+        return functional_call(self.embedding, {"weight": rows, **buffers}, torch.arange(len(rows), device=rows.device))
 
 
 class Inputs:

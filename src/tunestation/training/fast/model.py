@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from tunestation.training.fast.attention import Documents
 from tunestation.training.fast.block import Block, Norm, unknown
 from tunestation.training.fast.float8 import Float8Linear, Float8Projection
 from tunestation.training.fast.head import summed_loss
-from tunestation.training.fast.host import Inputs, Waiting
+from tunestation.training.fast.host import HostEmbedding, Inputs, Waiting
 from tunestation.training.fast.layer import Keep, Layer
 from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
@@ -102,11 +103,12 @@ class Fast:
         longest: int,
         labelled: torch.Tensor,
         targets: torch.Tensor,
+        host_ids: np.ndarray,
         **_: object,
     ) -> CausalLMOutputWithPast:
         """The summed loss of a micro-batch as `batches.lay` makes it: input_ids, position_ids [1, T]; the rest is said there."""
         backbone = self.model.model
-        h = backbone.embed_tokens(input_ids)
+        h = self._embed(input_ids, host_ids)
         cos, sin = backbone.rotary_emb(h, position_ids)
         half = cos.shape[-1] // 2
         documents = Documents(cu_seqlens, longest, input_ids.shape[1])
@@ -119,6 +121,13 @@ class Fast:
         head = self.model.lm_head.weight
         rows = max(1, self.choice.logits // (head.shape[0] * h.element_size()))
         return CausalLMOutputWithPast(loss=summed_loss(h, self.norm, head, labelled, targets, rows))
+
+    def _embed(self, input_ids: torch.Tensor, host_ids: np.ndarray) -> torch.Tensor:
+        """h [1, T, K]; where the embedding waits in host memory, by the ids that are there already."""
+        embedding = self.model.model.embed_tokens
+        if isinstance(embedding, HostEmbedding):
+            return embedding.gather(torch.from_numpy(host_ids), input_ids.device)
+        return embedding(input_ids)
 
     def look_up(self) -> None:
         """Others may have put tensors in the place of weights. Before memory is counted, too: DeepSpeed leaves copies of adapters."""
