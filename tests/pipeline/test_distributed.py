@@ -4,8 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load
 from station import history, recipe, record, sums, weights
+from transformers import TrainerState
 
 from tunestation.errors import InputError
+from tunestation.pipeline.files import read_json
+from tunestation.training.callbacks import Samples
 
 NO_DROPOUT = {"lora": {"rank": 4, "alpha": 8, "dropout": 0}}
 
@@ -64,3 +67,10 @@ def test_invoke_starts_as_many_processes_as_it_is_told(station, together):
     station.make("prepare", name=name)
     station.invoke("train", name, TUNE_PROCESSES="2")
     assert sums(station.make("train", name=name)) == sums(together)
+
+
+def test_a_process_that_comes_late_takes_nothing_away_of_what_the_first_has_written(tmp_path):
+    file = tmp_path / "samples.json"
+    for first in (True, False):
+        Samples(lambda: ["hello"], 1, file).on_train_begin(None, TrainerState(is_world_process_zero=first), None)
+    assert read_json(file) == {"0": ["hello"]}

@@ -28,7 +28,8 @@ class Samples(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step == 0:
-            self.file.unlink(missing_ok=True)
+            if state.is_world_process_zero:  # a slower process would take away what this one has written
+                self.file.unlink(missing_ok=True)
             self._take(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
