@@ -127,7 +127,7 @@ class Matmul:
         to, left, right = out.data_ptr(), weight.data_ptr(), x.data_ptr()
         if (to | left | right) % ALIGNED:
             return False
-        self._take(len(x))
+        self._take(x.size(0))
         status = library().cublasLtMatmul(
             self.handle, self.description, byref(ONE), left, self.weight, right, self.x, byref(NOTHING), to, self.out, to, self.out,
             byref(algorithm), None, 0, torch.cuda.current_stream(x.device).cuda_stream,
