@@ -190,7 +190,7 @@ def docs(_):
 @task(help={"only": "a folder or file of tests"})
 def test(_, only="tests"):
     """Run the tests, in as many processes as there are cores, up to four."""
-    tool("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup", "--no-loadscope-reorder", only)
+    tool("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--no-loadscope-reorder", only)
 
 
 @task

@@ -78,10 +78,11 @@ def test_loading_a_model_that_waits_takes_no_more_than_what_stays_and_one_matrix
     assert model.model.embed_tokens.weight.is_pinned()
 
 
-def test_rows_of_an_embedding_come_without_waiting_for_the_gpu():
-    embedding = torch.nn.Embedding(1000, 64, dtype=torch.bfloat16)
-    waiting, ids = HostEmbedding(embedding, torch.device("cuda")), torch.randint(1000, (1, 50))
-    found = []
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_rows_of_an_embedding_come_without_waiting_for_the_gpu(family):
+    """Gemma's are scaled."""
+    embedding = adapted("bfloat16", family).get_base_model().model.embed_tokens
+    waiting, ids, found = HostEmbedding(embedding, torch.device("cuda")), torch.randint(30, (1, 50)), []
     torch.cuda.set_sync_debug_mode("error")
     try:
         found.append(waiting.gather(ids, torch.device("cuda")))

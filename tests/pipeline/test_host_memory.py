@@ -84,6 +84,8 @@ def test_an_embedding_that_scales_its_rows_scales_those_that_were_gathered_on_th
     embedding = adapted("bfloat16", "gemma").get_base_model().model.embed_tokens
     ids = torch.tensor([[3, 1, 3]])
     assert not torch.equal(embedding(ids), embedding.weight[ids])
+    embedding.padding_idx = 50  # no row of this batch
+    assert torch.equal(HostEmbedding(embedding, torch.device("cpu")).gather(ids, ids.device), embedding(ids))
     equal(steps("bfloat16", memory.Host(), family="gemma")[0], steps("bfloat16", memory.Host(True), family="gemma")[0])
 
 

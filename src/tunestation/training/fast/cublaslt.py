@@ -20,6 +20,8 @@ COLUMNS = 3
 """Attribute of a matrix."""
 WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)
 """Attributes of a wish."""
+PIECES = 2
+"""Attribute of an algorithm: in how many parts it makes each sum."""
 ALIGNED = 16
 """Bytes that all addresses are multiples of."""
 ONE, NOTHING = c_float(1), c_float(0)
@@ -56,6 +58,7 @@ def library() -> ctypes.CDLL | None:
         "MatmulPreferenceSetAttribute": [p, c_int, p, c_size_t],
         "MatmulPreferenceDestroy": [p],
         "MatmulAlgoGetHeuristic": [p, p, p, p, p, p, p, c_int, p, POINTER(c_int)],
+        "MatmulAlgoConfigGetAttribute": [p, c_int, p, c_size_t, POINTER(c_size_t)],
         "Matmul": [p, p, p, p, p, p, p, p, p, p, p, p, p, p, c_size_t, p],
     }.items():
         getattr(found, f"cublasLt{name}").argtypes = kinds
@@ -111,7 +114,7 @@ class Matmul:
         )
 
     def algorithms(self) -> list[Algorithm]:
-        """Those that the library offers for the present T, what it takes for the fastest first."""
+        """Those that the library offers for the present T and that make each sum in one piece; what it takes for the fastest first."""
         offers, count = (_Offer * OFFERED)(), c_int()
         wish = _made("MatmulPreferenceCreate")
         _set("MatmulPreference", wish, WORKSPACE, c_uint64(0))
@@ -120,7 +123,7 @@ class Matmul:
         matrices = self.weight, self.x, self.out, self.out
         library().cublasLtMatmulAlgoGetHeuristic(self.handle, self.description, *matrices, wish, OFFERED, offers, byref(count))
         library().cublasLtMatmulPreferenceDestroy(wish)
-        return [offer.algorithm for offer in offers[: count.value] if offer.state == 0]
+        return [offer.algorithm for offer in offers[: count.value] if offer.state == 0 and _pieces(offer.algorithm) <= 1]
 
     def run(self, algorithm: Algorithm, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
         """Whether `algorithm` can do it; then it has been given to the current stream."""
@@ -140,6 +143,12 @@ class Matmul:
             for matrix in (self.x, self.out):
                 _set("MatrixLayout", matrix, COLUMNS, c_uint64(rows))
             self.rows = rows
+
+
+def _pieces(algorithm: Algorithm) -> int:
+    found, size = c_int32(), c_size_t()
+    _succeed(library().cublasLtMatmulAlgoConfigGetAttribute(byref(algorithm), PIECES, byref(found), sizeof(found), byref(size)))
+    return found.value
 
 
 def _layout(matrix: torch.Tensor) -> c_void_p:

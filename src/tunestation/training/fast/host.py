@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class HostEmbedding(nn.Module):
         self.embedding_dim, self.device = embedding.embedding_dim, device
         self.table = on_host(embedding.weight.shape, embedding.weight.dtype, self.device)
         self.table.copy_(embedding.weight.data)
-        self.finish = None if type(embedding) is nn.Embedding else _Finish(embedding)
+        self.finish = None if type(embedding) is nn.Embedding else _Finish(embedding, device)
         """What the embedding does with its rows, such as Gemma's scale."""
 
     @property
@@ -64,12 +65,13 @@ class HostEmbedding(nn.Module):
 class _Finish:
     """The forward pass of an `embedding` over rows that were gathered already, as over a table that has no others."""
 
-    def __init__(self, embedding: nn.Embedding):
-        self.embedding = embedding
+    def __init__(self, embedding: nn.Embedding, device: torch.device):
+        self.embedding = copy(embedding)
+        self.embedding.padding_idx = None  # it may lie behind the rows of a short batch, and matters to gradients alone
+        self.buffers = {name: buffer.to(device) for name, buffer in embedding.named_buffers()}
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        buffers = {name: buffer.to(rows.device) for name, buffer in self.embedding.named_buffers()}
-        return functional_call(self.embedding, {"weight": rows, **buffers}, torch.arange(len(rows), device=rows.device))
+        return functional_call(self.embedding, {"weight": rows, **self.buffers}, torch.arange(len(rows), device=rows.device))
 
 
 class Inputs:

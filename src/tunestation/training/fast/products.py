@@ -1,10 +1,10 @@
-"""The large products of a step on a GPU: of the ways that give the same bits the fastest, found while it trains.
+"""The large products of a step on a GPU: of cuBLASLt's algorithms that give the same bits the fastest, found while it trains.
 
 torch takes what cuBLAS's heuristic puts first. On an H200 (cuBLAS 13.1) others of the eight algorithms that it has for a product of
-a 7B or 1.8B model's step take 4 to 10 % less time in their turn, and none sums in another order. A way is taken only if the rows that
-are looked at equal torch's to the bit, so that what is learned does not depend on which one is the fastest today. Ways take turns in
-the first steps: no time is lost, and each is seen at the clock rate that a step leaves the GPU. Where power is what limits that, a
-faster algorithm draws more, and of what it saves a third is left.
+a 7B or 1.8B model's step take 4 to 10 % less time in their turn. None of them splits the sum, so all sum in one order, for any number of
+rows, and what is learned does not depend on which one is the fastest today; each is compared with the first, bit by bit, before it is
+taken. They take turns in the first steps, so that each is seen at the clock rate that a step leaves the GPU. Where power is what limits
+that, a faster algorithm draws more, and of what it saves a third is left.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ Way = Callable[..., bool]
 
 LARGE = 2**36
 """Multiplications and additions from which a product is worth a search: it takes an H200 100 microseconds."""
-LONG_SUM, MANY_ROWS = 16384, 16384
-"""K and T from which columns are done in two halves: where power is what limits an H200, 683 and 668 TFLOP/s for K = 28800, N = 4096."""
+LONG_SUM, MANY_ROWS, WIDE = 16384, 16384, 2048
+"""K, T and N from which columns are done in two halves: where power is what limits an H200, 683 and 668 TFLOP/s for K = 28800,
+N = 4096."""
 TIMES = 5
 """How often each way is timed before the slower half is dropped."""
-SAMPLE = 256
-"""Rows that are compared."""
+SAMPLE, TELLING = 64, 8
+"""Rows that are compared, and how many of them must not be zero, as those of unlabelled tokens or with B = 0 are."""
 
-_ways: dict[tuple, Way] = {}
+_searches: dict[tuple, Search] = {}
 
 
 def by_torch(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
@@ -42,10 +43,9 @@ def by_torch(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """out [T, N] = x [T, K] @ weight [K, N]; any strides. Bits are torch's."""
-    arguments = x, weight, out
-    if not (large(x, weight) and _way(arguments)(*arguments)):
-        by_torch(*arguments)
+    """out [T, N] = x [T, K] @ weight [K, N]; any strides."""
+    if not (large(x, weight) and _search(x, weight, out)(x, weight, out)):
+        by_torch(x, weight, out)
 
 
 def large(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -53,22 +53,22 @@ def large(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return 2 * x.numel() * weight.size(1) >= LARGE
 
 
-def _way(arguments: Arguments) -> Way:
-    """The one for products of this size; T may differ by a factor below 2 from that of the search."""
-    x, weight, out = arguments
+def _search(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Search:
+    """The one for products of this size; T may differ by a factor below 2 from that of its beginning."""
     sizes = x.size(0).bit_length(), x.size(1), weight.size(1)  # size() takes a tenth of the time that shape and len() take
     key = (x.get_device(), x.dtype, sizes, x.stride(), weight.stride(), out.stride())
-    if key not in _ways:
-        _ways[key] = Search(alike(arguments, ways(arguments)), Watch)
-    return _ways[key]
+    if key not in _searches:
+        _searches[key] = Search(ways((x, weight, out)), Watch)
+    return _searches[key]
 
 
 def ways(arguments: Arguments) -> list[Way]:
-    """All that are known, torch's first."""
-    x = arguments[0]
-    if len(x) >= MANY_ROWS and x.shape[1] >= LONG_SUM:
-        return [_halved(way) for way in (by_torch, *_algorithms(_half(arguments)))]
-    return [by_torch, *_algorithms(arguments)]
+    """All that are known and sum in one order; torch's where there is no other."""
+    x, weight, _ = arguments
+    columns = weight.size(1)
+    if x.size(0) >= MANY_ROWS and x.size(1) >= LONG_SUM and columns >= WIDE and columns % 16 == 0:
+        return [_halved(way) for way in _algorithms(_half(arguments)) or [by_torch]]
+    return _algorithms(arguments) or [by_torch]
 
 
 def _algorithms(arguments: Arguments) -> list[Way]:
@@ -94,17 +94,14 @@ def _halved(way: Way) -> Way:
     return lambda *arguments: way(*_half(arguments)) and way(*_half(arguments, 1))
 
 
-def alike(arguments: Arguments, known: list[Way]) -> list[Way]:
-    """Those of `known` that give the bits of the first."""
-    first, rows = known[0], slice(None, None, max(1, len(arguments[0]) // SAMPLE))
-    first(*arguments)
-    wanted = arguments[2][rows].clone(memory_format=torch.contiguous_format)
-    return [first, *(way for way in known[1:] if way(*arguments) and _same(arguments[2][rows], wanted))]
-
-
-def _same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Bit by bit, whatever the numbers are."""
-    return torch.equal(found.contiguous().view(torch.uint8), wanted.view(torch.uint8))
+def alike(arguments: Arguments, known: list[Way]) -> list[Way] | None:
+    """Those of `known` that give the bits of the first; None if these numbers cannot tell."""
+    rows = slice(None, None, -(-arguments[0].size(0) // SAMPLE))
+    found = arguments[2][rows].view(torch.int16 if arguments[2].element_size() == 2 else torch.int32)  # bits, whatever the numbers are
+    if not known[0](*arguments) or found.any(1).sum() < min(TELLING, len(found)):
+        return None
+    wanted = found.clone()
+    return [known[0], *(way for way in known[1:] if way(*arguments) and torch.equal(found, wanted))]
 
 
 class Watch:
@@ -124,10 +121,13 @@ class Watch:
 
 
 class Search:
-    """A way that is one of several in turn and in the end the fastest: whenever each has its times, the slower half is dropped."""
+    """A way that is one of several in turn and in the end the fastest: whenever each has its times, the slower half is dropped.
+
+    Before numbers have shown which of them are `alike` it is the first.
+    """
 
     def __init__(self, known: list[Way], watch: Callable[[], Watch]):
-        self.watch, self.draw = watch, Random(0)
+        self.watch, self.draw, self.compared = watch, Random(0), len(known) == 1
         self._begin(known)
 
     def _begin(self, known: list[Way]) -> None:
@@ -137,19 +137,27 @@ class Search:
         self.turns: list[int] = []
         self.running: deque[tuple[int, int, Watch]] = deque()
 
-    def __call__(self, *arguments: object) -> bool:
-        if len(self.ways) > 1:
+    def __call__(self, *arguments: torch.Tensor) -> bool:
+        if not self.compared:
+            self._compare(arguments)
+        if len(self.ways) > 1 and self.compared:
             self._read()
-        if len(self.ways) == 1:
+        if len(self.ways) == 1 or not self.compared:
             return self.ways[0](*arguments)
         turn, watch = self._turn(), self.watch()
         done = self.ways[turn](*arguments)
         watch.stop()
         if done:
-            self.running.append((turn, len(arguments[0]), watch))
+            self.running.append((turn, arguments[0].size(0), watch))
         else:  # not with this T
             self._begin([way for way in self.ways if way is not self.ways[turn]])
         return done
+
+    def _compare(self, arguments: Arguments) -> None:
+        found = alike(arguments, self.ways)
+        if found:
+            self.compared = True
+            self._begin(found)
 
     def _turn(self) -> int:
         """In no fixed order, as layers are."""
