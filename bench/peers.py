@@ -20,7 +20,7 @@ from types import ModuleType
 from cases import TABLE, Case, Setting, case_of, named
 from measuring import capped, clean, failure, known, save, written
 from models import SHAPES
-from step import WARM, share, shown
+from step import share, shown
 
 HERE = Path(__file__).resolve().parent
 STACKS = {
@@ -84,12 +84,12 @@ def theirs(key: str, python: str, names: list[str], options: list[str], out: Pat
         names = names[names.index(at) + 1 :]
 
 
-def run(names: list[str], pythons: dict[str, str], options: list[str], out: Path) -> None:
-    """Measure all stacks, and print the table."""
+def run(names: list[str], pythons: dict[str, str], options: list[str], warm: int, out: Path) -> None:
+    """Measure all stacks, and print the table; the others' steps before those that are measured are `warm`, ours as many as it needs."""
     before = len(written(out)["rows"])
-    ours(names, [*options, "--warm", str(WARM)], out)
+    ours(names, options, out)
     for key in STACKS:
-        theirs(key, pythons.get(key, sys.executable), names, options, out)
+        theirs(key, pythons.get(key, sys.executable), names, [*options, "--warm", str(warm)], out)
     found = written(out)["rows"][before:]
     print("\n" + shown(sorted(found, key=lambda row: names.index(row["case"]))))
 
@@ -106,5 +106,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.stack:
         sys.exit(measure(given.stack, given.cases, given.shape, given.steps, given.warm, given.out))
-    passed = ["--steps", str(given.steps), "--warm", str(given.warm), *(["--shape", given.shape] if given.shape else [])]
-    run(given.cases, dict(pair.split("=", 1) for pair in given.python), passed, given.out)
+    passed = ["--steps", str(given.steps), *(["--shape", given.shape] if given.shape else [])]
+    run(given.cases, dict(pair.split("=", 1) for pair in given.python), passed, given.warm, given.out)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from unwaited import nothing_waits
 
 from tunestation.training.fast import products
 from tunestation.training.fast.cublaslt import Matmul
@@ -59,12 +60,9 @@ def test_the_fastest_is_found_without_waiting_for_the_gpu():
     wanted = torch.mm(given[0], given[1])
     (search,) = products._searches.values()
     assert search.compared and len(search.ways) > 3
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         for _ in range(300):
             products.product(*given)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for _ in range(8):
         torch.cuda.synchronize()
         for _ in range(100):

@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
 from apart import apart
 from test_fast_step import adapted, choice, documents, learned
+from unwaited import nothing_waits
 
 from tunestation.training import clipping
 from tunestation.training.batches import Collate, lay
@@ -111,10 +112,7 @@ def test_weights_that_others_have_moved_between_micro_batches_are_found():
 def test_clipping_does_not_wait_for_the_gpu():
     optimizer = SimpleNamespace(clip_grad=1.0, loss_scale=1.0)
     gradient, norm = torch.ones(1000, device="cuda"), torch.full((), 1000.0**0.5, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         clipping.mask_invalid(norm, device=norm.device)
         clipping.unscale_and_clip(optimizer, [gradient], norm)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert gradient.norm().item() == pytest.approx(1.0, rel=1e-4)

@@ -13,6 +13,7 @@ from test_fast_step import SHAPE, adapted, documents, learned
 from test_gpu_fast_step import batch_on_gpu, errors
 from test_waiting_from_the_start import NF4, four_bit
 from transformers import LlamaConfig, LlamaForCausalLM
+from unwaited import nothing_waits
 
 from tunestation.training import memory
 from tunestation.training import model as models
@@ -82,10 +83,7 @@ def test_loading_a_model_that_waits_takes_no_more_than_what_stays_and_one_matrix
 def test_rows_of_an_embedding_come_without_waiting_for_the_gpu(family):
     """Gemma's are scaled."""
     embedding = adapted("bfloat16", family).get_base_model().model.embed_tokens
-    waiting, ids, found = HostEmbedding(embedding, torch.device("cuda")), torch.randint(30, (1, 50)), []
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found.append(waiting.gather(ids, torch.device("cuda")))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(found[0].cpu(), embedding(ids))
+    waiting, ids = HostEmbedding(embedding, torch.device("cuda")), torch.randint(30, (1, 50))
+    with nothing_waits():
+        found = waiting.gather(ids, torch.device("cuda"))
+    assert torch.equal(found.cpu(), embedding(ids))

@@ -150,10 +150,16 @@ def test_before_numbers_can_tell_ways_apart_the_first_is_taken_and_later_compare
     assert found.ways == [same] and torch.equal(out, x @ weight)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_long_sum_over_many_rows_is_made_in_halves_with_the_same_result(monkeypatch, turned):
+@pytest.fixture
+def long_sums(monkeypatch):
+    """Those of `arguments` are."""
     for name, value in {"LONG_SUM": 8, "MANY_ROWS": 6, "WIDE": 16}.items():
         monkeypatch.setattr(products, name, value)
+
+
+@pytest.mark.usefixtures("long_sums")
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_long_sum_over_many_rows_is_made_in_halves_with_the_same_result(turned):
     x, weight, _ = arguments(outputs=16)
     weight = weight.t().contiguous().t() if turned else weight
     (way,) = ways((x, weight, out := torch.full((6, 16), float("nan"))))
@@ -161,10 +167,9 @@ def test_a_long_sum_over_many_rows_is_made_in_halves_with_the_same_result(monkey
     torch.testing.assert_close(out, x @ weight)
 
 
+@pytest.mark.usefixtures("long_sums")
 @pytest.mark.parametrize("outputs", [15, 17, 18])
-def test_halves_are_equal_and_not_narrow(monkeypatch, outputs):
-    for name, value in {"LONG_SUM": 8, "MANY_ROWS": 6, "WIDE": 16}.items():
-        monkeypatch.setattr(products, name, value)
+def test_halves_are_equal_and_not_narrow(outputs):
     assert ways(arguments(outputs=outputs)) == [by_torch]
 
 

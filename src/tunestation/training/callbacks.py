@@ -28,18 +28,17 @@ class Samples(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step == 0:
-            if state.is_world_process_zero:  # a slower process would take away what this one has written
-                self.file.unlink(missing_ok=True)
-            self._take(state)
+            self._take(state, {})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step % self.every_steps == 0 or state.global_step == state.max_steps:
-            self._take(state)
+            self._take(state, self.taken())
 
-    def _take(self, state: TrainerState) -> None:
+    def _take(self, state: TrainerState, before: dict[str, list[str]]) -> None:
+        """Answers of now, beside those of `before`. The first process alone writes, and none deletes: they do not wait for each other."""
         answers = self.answer()
         if state.is_world_process_zero:
-            write_json(self.file, self.taken() | {str(state.global_step): answers})
+            write_json(self.file, before | {str(state.global_step): answers})
 
     def taken(self) -> dict[str, list[str]]:
         """Step -> one answer a prompt."""

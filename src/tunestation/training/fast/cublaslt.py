@@ -14,8 +14,8 @@ import torch
 
 BFLOAT16, FLOAT32, SUM_IN_FLOAT32 = 14, 0, 68
 """CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F."""
-FIRST_TURNED, SECOND_TURNED = 3, 4
-"""Attributes of a product: whether each matrix is transposed."""
+FIRST_TURNED = 3
+"""Attribute of a product: whether its first matrix is transposed; the second is not unless that is said."""
 COLUMNS = 3
 """Attribute of a matrix."""
 WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)
@@ -99,7 +99,6 @@ class Matmul:
         self.handle = _handle(x.get_device())
         self.description = _made("MatmulDescCreate", SUM_IN_FLOAT32, FLOAT32)
         _set("MatmulDesc", self.description, FIRST_TURNED, c_int32(turned))
-        _set("MatmulDesc", self.description, SECOND_TURNED, c_int32(0))
         self.weight = _layout(weight.t() if turned else weight)
         self.x, self.out = _layout(x), _layout(out)
 

@@ -29,11 +29,12 @@ class _SummedLoss(torch.autograd.Function):
         normalise(norm, picked, x)
         for start in range(0, len(picked), rows):
             part = slice(start, start + rows)
-            logits = x.new_empty(len(x[part]), len(head))
-            ops.product(x[part], head.t(), logits)
+            piece = x[part]
+            logits = piece.new_empty(len(piece), len(head))
+            ops.product(piece, head.t(), logits)
             ops.cross_entropy(logits, targets[part], losses[part])
             if ctx.needs_input_grad[0]:
-                ops.product(logits, head, x[part])
+                ops.product(logits, head, piece)
             del logits  # else two pieces exist while the next is made
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(picked)

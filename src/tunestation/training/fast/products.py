@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from statistics import median
 
 import torch
 
-from tunestation.training.fast.cublaslt import Algorithm, Matmul
+from tunestation.training.fast.cublaslt import Matmul
 
 Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """x [T, K], weight [K, N] and out [T, N]."""
@@ -67,20 +68,16 @@ def ways(arguments: Arguments) -> list[Way]:
     x, weight, _ = arguments
     columns = weight.size(1)
     if x.size(0) >= MANY_ROWS and x.size(1) >= LONG_SUM and columns >= WIDE and columns % 16 == 0:
-        return [_halved(way) for way in _algorithms(_half(arguments)) or [by_torch]]
-    return _algorithms(arguments) or [by_torch]
+        return [_halved(way) for way in _whole(_half(arguments))]
+    return _whole(arguments)
 
 
-def _algorithms(arguments: Arguments) -> list[Way]:
-    """cuBLASLt's own."""
+def _whole(arguments: Arguments) -> list[Way]:
+    """cuBLASLt's algorithms, or torch's product where there are none."""
     if not Matmul.possible(*arguments):
-        return []
+        return [by_torch]
     matmul = Matmul(*arguments)
-    return [_with(matmul, algorithm) for algorithm in matmul.algorithms()]
-
-
-def _with(matmul: Matmul, algorithm: Algorithm) -> Way:
-    return lambda *arguments: matmul.run(algorithm, *arguments)
+    return [partial(matmul.run, algorithm) for algorithm in matmul.algorithms()] or [by_torch]
 
 
 def _half(arguments: Arguments, which: int = 0) -> Arguments:
@@ -140,10 +137,13 @@ class Search:
     def __call__(self, *arguments: torch.Tensor) -> bool:
         if not self.compared:
             self._compare(arguments)
-        if len(self.ways) > 1 and self.compared:
+        elif len(self.ways) > 1:
             self._read()
-        if len(self.ways) == 1 or not self.compared:
+        if not self.compared or len(self.ways) == 1:
             return self.ways[0](*arguments)
+        return self._timed(arguments)
+
+    def _timed(self, arguments: Arguments) -> bool:
         turn, watch = self._turn(), self.watch()
         done = self.ways[turn](*arguments)
         watch.stop()
