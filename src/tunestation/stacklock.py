@@ -1,4 +1,4 @@
-"""`python -m tunestation.stacklock`: docker/requirements.lock, made from docker/requirements.txt.
+"""`python -m tunestation.stacklock`: docker/requirements.lock, made from docker/requirements.txt and docker/requirements-gpu.txt.
 
 uv resolves for every supported Python at once and reports the files of each package; those that the image can install are kept,
 by hash alone: where they are downloaded from stays pip's configuration.
@@ -20,7 +20,9 @@ from packaging.utils import parse_wheel_filename
 
 from tunestation.settings import PROJECT
 
-WANTED = PROJECT / "docker" / "requirements.txt"
+WANTED = tuple(PROJECT / "docker" / name for name in ("requirements.txt", "requirements-gpu.txt"))
+LEFT_OUT = "nvidia-cutlass-dsl-libs-cu12"
+"""The compiler for CUDA 12, which its other parts name as a need beside that for CUDA 13."""
 LOCK = PROJECT / "docker" / "requirements.lock"
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 PLATFORM = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
@@ -35,6 +37,11 @@ def main() -> None:
     print(f"Wrote {LOCK.relative_to(PROJECT)}")
 
 
+def wanted() -> str:
+    """The text of all requirements."""
+    return "".join(path.read_text(encoding="utf-8") for path in WANTED)
+
+
 def digest(wanted: str) -> str:
     """SHA-256 of the requirements themselves: without comments and empty lines."""
     lines = (line.strip() for line in wanted.splitlines())
@@ -45,10 +52,10 @@ def render(resolved: dict) -> str:
     """The text of the lock for a resolution in the format of PEP 751."""
     head = [
         "# Made by `invoke lock-stack`: each package, with the hashes of its files for Linux x86_64 and Python 3.11 to 3.13.",
-        f"# requirements.txt: {digest(WANTED.read_text(encoding='utf-8'))}",
+        f"# requirements.txt and requirements-gpu.txt: {digest(wanted())}",
     ]
-    wanted = ((package, _wanted_by(package)) for package in resolved["packages"])
-    return "\n".join([*head, *(_entry(package, pythons) for package, pythons in wanted if pythons)]) + "\n"
+    kept = ((package, _wanted_by(package)) for package in resolved["packages"])
+    return "\n".join([*head, *(_entry(package, pythons) for package, pythons in kept if pythons)]) + "\n"
 
 
 def _wanted_by(package: dict) -> set[tuple[int, int]]:
@@ -98,7 +105,7 @@ def _resolve() -> str:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "pylock.toml"
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--universal", "--python-version", "3.11"]
-        subprocess.run([*command, "--format", "pylock.toml", "--output-file", result, WANTED], check=True)
+        subprocess.run([*command, "--no-emit-package", LEFT_OUT, "--format", "pylock.toml", "--output-file", result, *WANTED], check=True)
         return result.read_text(encoding="utf-8")
 
 

@@ -42,7 +42,7 @@ def test_every_way_gives_all_of_the_bits(size, turned):
 @pytest.mark.parametrize(("columns", "outputs"), [(4160, 4096), (16384, 128), (4096, 192)])
 def test_with_any_number_of_rows_the_algorithms_agree(columns, outputs):
     x, weight, out = arguments(4096, columns, outputs, True)
-    matmul, wanted = Matmul(x, weight, out), torch.empty_like(out)
+    matmul, wanted = Matmul(x, weight, out), arguments(4096, columns, outputs, True)[2]
     first, *others = matmul.algorithms()
     assert others
     for rows in (4096, 4095, 3001, 2560, 2049):
@@ -51,7 +51,8 @@ def test_with_any_number_of_rows_the_algorithms_agree(columns, outputs):
             out.fill_(float("nan"))
             if matmul.run(algorithm, x[:rows], weight, out[:rows]):
                 assert torch.equal(out[:rows], wanted[:rows]) and out[rows:].isnan().all()
-        torch.testing.assert_close(wanted[:rows], torch.mm(x[:rows], weight))
+        theirs = torch.mm(x[:rows], weight).float()  # which may have summed in pieces
+        assert (wanted[:rows].float() - theirs).norm() < 2e-3 * theirs.norm()
 
 
 def test_the_fastest_is_found_without_waiting_for_the_gpu():

@@ -16,7 +16,7 @@ from unwaited import nothing_waits
 from tunestation.training import clipping
 from tunestation.training.batches import Collate, lay
 from tunestation.training.fast.float8 import quantise_base
-from tunestation.training.fast.layer import Keep
+from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

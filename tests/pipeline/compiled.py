@@ -46,6 +46,7 @@ def launches(capability: int) -> None:
         for gelu in (False, True):
             kernels.glu(wide, h, gelu, eight, None if gelu else drawn)
             kernels.glu_backward(wide, h, wide, gelu, eight, result=gelu)
+            kernels.glu_backward(wide, h, wide, gelu, None, paired=True)
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, h, eight, result=eight is None)
     for other in (None, h):
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
@@ -75,8 +76,9 @@ def launches(capability: int) -> None:
     for nested in (False, True):
         for columns in (512, 688):
             buffer = Buffer(torch.empty(264 * (columns + 8)).bfloat16(), 256, columns, 8, True)
-            product_kernels.fill(addresses, buffer.base, buffer, [256], [8], [0.5], nested, wide=nested)
-            product_kernels.fill(addresses, None, buffer, [128, 64, 64], [4, 0, 4], [0.5, 0.0, 0.5], nested, wide=nested)
+            product_kernels.fill(addresses, buffer.base, buffer, [256], [8], [0.5], nested, wide=nested, paired=False)
+            product_kernels.fill(addresses, None, buffer, [128, 64, 64], [4, 0, 4], [0.5, 0.0, 0.5], nested, wide=nested, paired=False)
+            product_kernels.fill(addresses, buffer.base, buffer, [128, 128], [4, 4], [0.5, 0.5], nested, wide=nested, paired=True)
 
 
 def main(capability: int) -> None:

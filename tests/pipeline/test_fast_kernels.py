@@ -132,6 +132,17 @@ def test_gated_units_and_their_gradient(columns, eight, gelu):
     near(grads, before, 0)
 
 
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("columns", [COLUMNS, 5000])
+def test_the_gradient_of_gate_and_up_that_lie_in_turn(columns, gelu):
+    gate_up, grads, outs = numbers(ROWS, 2 * columns), numbers(ROWS, columns), strided(ROWS, 2 * columns)
+    theirs = moved(grads)
+    ops.glu_backward(gate_up, grads, outs[0], gelu, paired=True)
+    kernels.glu_backward(moved(gate_up), theirs, outs[1], gelu, None, paired=True)
+    near(outs[1], outs[0])
+    near(theirs, grads)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_rotary(sign):
     x, cos, sin = numbers(ROWS, 20, 64), numbers(ROWS, 32), numbers(ROWS, 32)
@@ -254,7 +265,19 @@ def test_nf4_to_the_bit_of_bitsandbytes(shape, nested):
 @pytest.mark.parametrize("base", [True, False])
 @pytest.mark.parametrize(("sizes", "columns", "ranks"), [((64, 128, 64), 192, (8, 0, 4)), ((256,), 688, (8,)), ((64, 64), 1088, (0, 16))])
 def test_one_launch_writes_what_single_copies_write(sizes, columns, ranks, base, nested):
-    filling = Filling([Member(layer(size, columns, rank, nested)) for size, rank in zip(sizes, ranks, strict=True)], base)
+    written_alike(sizes, columns, ranks, base, nested, False)
+
+
+@pytest.mark.parametrize("base", [True, False])
+@pytest.mark.parametrize("ranks", [(8, 8), (0, 16), (8, 0)])
+@pytest.mark.parametrize("columns", [192, 1088])
+def test_one_launch_writes_outputs_in_turn_as_single_copies_do(columns, ranks, base):
+    written_alike((64, 64), columns, ranks, base, True, True)
+
+
+def written_alike(sizes, columns, ranks, base, nested, paired):
+    """Both ways to write a buffer give the same bits."""
+    filling = Filling([Member(layer(size, columns, rank, nested)) for size, rank in zip(sizes, ranks, strict=True)], base, paired)
     one, other = torch.zeros(2, Buffer.numbers(*filling.shape), dtype=DTYPE, device=DEVICE)
     with torch.no_grad():
         filling._at_once(Buffer(one, *filling.shape), base)

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from tunestation.training import memory
 from tunestation.training.batches import Collate, lay
 from tunestation.training.fast import ops
-from tunestation.training.fast.layer import Keep
+from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
 from tunestation.training.loss import IGNORE, of_outputs
 

@@ -8,7 +8,7 @@ from test_fast_step import adapted, choice, documents, equal, learned
 from tunestation.training import fast as package
 from tunestation.training.batches import lay
 from tunestation.training.fast import weights
-from tunestation.training.fast.layer import Keep
+from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
 from tunestation.training.fast.weights import Filling
 

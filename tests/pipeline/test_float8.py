@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunestation.pipeline.volumes import PACKAGE
 from tunestation.training.batches import Collate, lay
 from tunestation.training.fast import float8, ops
-from tunestation.training.fast.layer import Keep
+from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
 
 STARTER = PACKAGE / "starter" / "model"

@@ -37,6 +37,13 @@ def test_the_driver_must_be_as_new_as_the_cuda_of_torch_wants(driver, cuda, leve
     assert checks.driver([Gpu("L4", driver, (8, 9))], cuda).level == level
 
 
+def test_a_hopper_gpu_wants_quack_and_another_is_not_asked():
+    assert checks.products([Gpu("L4", "580", (8, 9))], {}) is None
+    missing = checks.products([H100], {"torch": "2.13.0"})
+    assert missing.level == "warning" and "docker/requirements-gpu.txt" in missing.remedy
+    assert checks.products([H100], {"quack-kernels": "0.6.5"}).what == "QuACK 0.6.5"
+
+
 def test_an_old_driver_is_told_with_the_version_that_is_needed():
     found = checks.driver([Gpu("L4", "570.86.10", (8, 9))], "13.0")
     assert found.what == "driver 570.86.10 is older than 580, which CUDA 13.0 needs."

@@ -8,12 +8,12 @@ from tunestation import stacklock
 from tunestation.settings import PROJECT
 
 TEXT = stacklock.LOCK.read_text(encoding="utf-8")
-WANTED = stacklock.WANTED.read_text(encoding="utf-8")
+WANTED = stacklock.wanted()
 ENTRIES = re.findall(r"^([a-z0-9-]+)==(\S+)([^\n]*)((?:\n    --hash=\S+(?: \\)?)+)", TEXT, re.M)
 
 
 def test_the_lock_was_made_from_todays_requirements():
-    assert f"# requirements.txt: {stacklock.digest(WANTED)}\n" in TEXT, "run 'invoke lock-stack'"
+    assert f"# requirements.txt and requirements-gpu.txt: {stacklock.digest(WANTED)}\n" in TEXT, "run 'invoke lock-stack'"
 
 
 def test_every_required_package_is_locked_at_the_very_version():
@@ -33,6 +33,11 @@ def test_every_line_of_the_lock_is_a_package_with_hashes_and_none_names_an_addre
     hashes = [line.strip() for *_, hashes in ENTRIES for line in hashes.strip().splitlines()]
     assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}( \\)?", line) for line in hashes)
     assert "://" not in TEXT
+
+
+def test_one_compiler_of_kernels_is_enough():
+    assert stacklock.LEFT_OUT not in {name for name, *_ in ENTRIES}
+    assert "nvidia-cutlass-dsl-libs-cu13" in {name for name, *_ in ENTRIES}
 
 
 def test_comments_and_empty_lines_are_no_requirements():

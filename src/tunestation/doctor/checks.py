@@ -33,6 +33,16 @@ def python(version: Sequence[int] = sys.version_info) -> Finding:
     return Finding("problem", "python", f"{said} is not supported.", "Use 3.11, 3.12 or 3.13.")
 
 
+def products(found: Sequence[Gpu], installed: Mapping[str, str]) -> Finding | None:
+    """QuACK, which only GPUs of compute capability 9.0 have a use for; None without one."""
+    if not any(one.capability == (9, 0) for one in found):
+        return None
+    if "quack-kernels" in installed:
+        return Finding("ok", "products", f"QuACK {installed['quack-kernels']}")
+    remedy = "Run 'pip install --no-deps -r docker/requirements-gpu.txt', or use the image."
+    return Finding("warning", "products", "QuACK is not installed: training takes 1 to 2 % more time on such a GPU.", remedy)
+
+
 def host(cores: float, memory: int) -> Finding:
     """Processors and memory."""
     said = f"{cores:g} cores, {memory / GIB:.1f} GiB of memory, {platform.machine()}"

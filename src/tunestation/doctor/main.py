@@ -73,6 +73,8 @@ def _cuda(torch: probe.Torch | str | None) -> str | None:
 def _rest(gpus: Sequence[probe.Gpu], torch: probe.Torch | str | None, offline: bool) -> Iterator[Finding]:
     yield checks.versions(checks.installed_versions())
     yield checks.compiler(gpus, _cuda(torch))
+    if products := checks.products(gpus, checks.installed_versions()):
+        yield products
     yield checks.host(probe.processors(), probe.memory_bytes())
     provider = providers.recognise()
     yield Finding("ok", "provider", provider.name if provider else "none of those in docs/cloud.md")

@@ -16,7 +16,10 @@ from tunestation.pipeline.stage import tool_versions
 from tunestation.pipeline.workers import Workers
 from tunestation.settings import visible_gpus_variable
 
-STACK = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "datasets", "tokenizers", "safetensors", "gradio")
+STACK = (
+    *("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate"),
+    *("datasets", "tokenizers", "safetensors", "gradio", "quack-kernels"),
+)
 
 
 @cache

@@ -57,6 +57,11 @@ class Block:
     """Of scores."""
     gelu: bool
 
+    @property
+    def pairs(self) -> bool:
+        """Whether gate and up are two layers that can be one with their outputs in turn."""
+        return len(self.gate_up) == 2 and all(getattr(each, "base_layer", each).bias is None for each in self.gate_up)
+
     @classmethod
     def of(cls, layer: nn.Module, config: object) -> Block:
         """`layer` of a model whose `config` has no `unknown`."""

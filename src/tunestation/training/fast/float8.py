@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tunestation.training.fast import ops
-from tunestation.training.fast.projection import Input, Projection
+from tunestation.training.fast.projection import Gate, Input, Projection
 from tunestation.training.fast.weights import Buffer, Scratch
 
 
@@ -65,7 +65,7 @@ class Float8Projection(Projection):
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
         return ops.empty_eight(len(rows), columns, rows.device)
 
-    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
+    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None, gate: Gate | None) -> torch.Tensor:
         y, tail = multiply(read.eight, self.by_rows, self._bias(), read.rows.dtype), read.rows[:, self.columns :]
         at_once = added is not None and all(member.lora for member in self.members)
         for member, (part, ranks) in zip(self.members, self.filling.parts, strict=True):
@@ -80,7 +80,7 @@ class Float8Projection(Projection):
         n = self.outputs
         dx = multiply(eight or ops.quantise_rows(grads[:, :n]), self.by_columns, None, grads.dtype)
         if self.rank:
-            p = self.p if self._drops(seed) else 0.0
+            p = self.p if self.drops(seed) else 0.0
             ops.add_low_rank(dx, grads[:, n:], buffer.a.t(), p=p, seed=seed or 0)
         return dx
 

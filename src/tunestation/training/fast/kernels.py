@@ -181,22 +181,43 @@ def glu(gate_up, out, gelu, eight, dropped=None) -> None:
 
 
 @triton.jit
+def _load_gate_up(gate_up, at, inside, columns, first, PAIRED: tl.constexpr, BLOCK: tl.constexpr):
+    """Gate and up of columns `at`, which begin with `first`, of one row; read together where they lie in turn."""
+    if PAIRED:
+        both = 2 * first + tl.arange(0, 2 * BLOCK)
+        gate, up = tl.split(tl.reshape(tl.load(gate_up + both, both < 2 * columns, 0), [BLOCK, 2]))
+    else:
+        gate, up = tl.load(gate_up + at, inside, 0), tl.load(gate_up + columns + at, inside, 0)
+    return gate.to(tl.float32), up.to(tl.float32)
+
+
+@triton.jit
+def _store_gate_up(out, gate, up, at, inside, columns, first, PAIRED: tl.constexpr, BLOCK: tl.constexpr):
+    """As `_load_gate_up` reads them."""
+    if PAIRED:
+        both = 2 * first + tl.arange(0, 2 * BLOCK)
+        tl.store(out + both, tl.interleave(gate, up), both < 2 * columns)
+    else:
+        tl.store(out + at, gate, inside)
+        tl.store(out + columns + at, up, inside)
+
+
+@triton.jit
 def _glu_backward(
     gate_up, gate_up_row, grad, out, out_stride, eight, scales, columns: tl.constexpr,
-    GELU: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
+    GELU: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        act, slope = _activate(tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32), GELU)
-        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
+        gate, up = _load_gate_up(gate_up + row * gate_up_row, at, inside, columns, first, PAIRED, BLOCK)
+        act, slope = _activate(gate, GELU)
         g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32)
         d_gate = (g * up * slope).to(out.dtype.element_ty)
         d_up = (g * act).to(out.dtype.element_ty)
-        tl.store(out + row * out_stride + at, d_gate, inside)
-        tl.store(out + row * out_stride + columns + at, d_up, inside)
+        _store_gate_up(out + row * out_stride, d_gate, d_up, at, inside, columns, first, PAIRED, BLOCK)
         if RESULT:
             tl.store(grad + row * columns + at, act * up, inside)
         largest = tl.maximum(largest, tl.maximum(tl.abs(d_gate.to(tl.float32)), tl.abs(d_up.to(tl.float32))))
@@ -206,11 +227,11 @@ def _glu_backward(
         _copy_in_eight(out + row * out_stride, eight + row * 2 * columns, scale, 2 * columns, BLOCK)
 
 
-def glu_backward(gate_up, grad, out, gelu, eight, result=True) -> None:
+def glu_backward(gate_up, grad, out, gelu, eight, result=True, paired=False) -> None:
     rows, columns = grad.shape
     _glu_backward[(rows,)](
         gate_up, gate_up.stride(0), grad, out, out.stride(0), *(eight or (out, out)), columns,
-        GELU=gelu, RESULT=result, EIGHT=eight is not None, BLOCK=4096, num_warps=16,
+        GELU=gelu, RESULT=result, EIGHT=eight is not None, PAIRED=paired, BLOCK=4096, num_warps=16,
     )  # fmt: skip
 
 

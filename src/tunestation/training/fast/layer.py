@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,56 +11,24 @@ from tunestation.training.fast import ops
 from tunestation.training.fast.adapters import Joined, Layout, Part
 from tunestation.training.fast.attention import attend
 from tunestation.training.fast.block import Block, Norm
-from tunestation.training.fast.projection import Input, Projection
+from tunestation.training.fast.kept import Keep, Kept
+from tunestation.training.fast.projection import Gate, Input, Projection
 from tunestation.training.fast.step import Given, Step
 from tunestation.training.fast.weights import Scratch
-
-
-class Keep(IntEnum):
-    """What a layer holds between forward and backward pass, from fastest to smallest."""
-
-    MORE = -1
-    """As ALL, and what adapters read too: nothing is made again but the dropout of attention's result."""
-    ALL = 0
-    """Everything but what elementwise work makes again: inputs of norms, queries, keys, values, attention, gate and up."""
-    ATTENTION = 1
-    """All but gate and up: their product is computed again."""
-    INPUT = 2
-    """The layer's input alone; all but the last product is computed again."""
-
-
-@dataclass
-class Kept:
-    """Activations of one layer; a tail is an input's adapter share xA' [T, R]."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    attention: torch.Tensor
-    """[T, heads, size], with the graph back to q, k, v."""
-    tail_qkv: torch.Tensor
-    tail_o: torch.Tensor
-    middle: torch.Tensor
-    """Residual stream between attention and MLP [T, K]."""
-    before_turning: torch.Tensor | None
-    """[T, all heads, size], where queries and keys are normalised."""
-    gate_up: torch.Tensor | None = None
-    tail_gate_up: torch.Tensor | None = None
-    tail_down: torch.Tensor | None = None
-    x_qkv: torch.Tensor | None = None
-    """What the projection's adapters read [T, K], as `x_gate_up` and `x_down`; only where nothing is made again."""
-    x_gate_up: torch.Tensor | None = None
-    x_down: torch.Tensor | None = None
 
 
 class Layer:
     """Runs one decoder layer of a Llama-like model over the weights of its modules."""
 
-    def __init__(self, block: Block, index: int, projection: type[Projection], scratch: Scratch):
+    def __init__(self, block: Block, index: int, projection: type[Projection], scratch: Scratch, gated: bool = False):
+        """`gated`: products may have the activation inside of them."""
         self.block, self.index = block, index
-        self.qkv, self.o, self.gate_up, self.down = self.projections = [
+        self.qkv, self.o, self.gate_up, self.down = (
             projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
-        ]
+        )
+        if gated and block.pairs and self.gate_up.aligned and self.down.aligned:
+            self.gate_up = projection(block.gate_up, scratch, paired=True)
+        self.projections = [self.qkv, self.o, self.gate_up, self.down]
         self.layout = Layout([each.filling for each in self.projections])
         self.joined: Joined | None = None
         self.keep = Keep.ALL
@@ -86,6 +53,20 @@ class Layer:
         """Of the dropout before each projection."""
         first = len(self.projections) * self.index
         return [None if step.seed is None else (step.seed + first + place) % 2**31 for place in range(len(self.projections))]
+
+    def forward(self, h: torch.Tensor, step: Step) -> tuple[torch.Tensor, Kept]:
+        """The layer's result [T, K]; also all that it has kept."""
+        kept, read = self.attend(h, step)
+        inside, seed = self.gate_up.paired, self.seeds(step)[3]
+        found = self.down.input(h, seed) if inside else None
+        self.expand(kept, read, Gate(found.x, self.block.gelu) if inside else None)
+        del read  # its memory is free before what the last projection reads takes some
+        if not inside:
+            found = self.down.input(h, seed)
+            ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped)
+        elif found.dropped:
+            ops.dropout(found.x, found.dropped.p, found.dropped.seed, found.dropped.out)
+        return self.contract(kept, found), kept
 
     def attend(self, h: torch.Tensor, step: Step) -> tuple[Kept, Input]:
         """The first half; also what gate and up read."""
@@ -129,15 +110,13 @@ class Layer:
         ops.copy(turned[2].flatten(1), parts[2].flatten(1))
         return None
 
-    def expand(self, kept: Kept, read: Input) -> None:
-        """Gate and up from what they read."""
-        kept.gate_up, kept.x_gate_up = self.gate_up.forward(read, roomy=True, keep=self.keep is Keep.MORE)
+    def expand(self, kept: Kept, read: Input, gate: Gate | None = None) -> None:
+        """Gate and up from what they read, and through `gate`."""
+        kept.gate_up, kept.x_gate_up = self.gate_up.forward(read, roomy=True, keep=self.keep is Keep.MORE, gate=gate)
         kept.tail_gate_up = _tail(read.rows, self.gate_up, kept.x_gate_up)
 
-    def contract(self, kept: Kept, step: Step) -> torch.Tensor:
-        """The layer's result from gate and up."""
-        read = self.down.input(kept.middle, self.seeds(step)[3])
-        ops.glu(kept.gate_up, read.x, self.block.gelu, read.eight, read.dropped)
+    def contract(self, kept: Kept, read: Input) -> torch.Tensor:
+        """The layer's result."""
         # torch's activation on a CPU rounds otherwise than the one that is made again with its slope
         keep = self.keep is Keep.MORE and read.x.is_cuda
         result, kept.x_down = self.down.forward(read, added=kept.middle, keep=keep)
@@ -186,14 +165,11 @@ class Layer:
     def _backward_mlp(self, kept: Kept, step: Step, given: Given, out_gate_up: Part, out_down: Part) -> Given:
         """Gradient of `middle` in the rows that the attention's last projection reads; those of adapters to the parts."""
         _, _, seed, seed_down = self.seeds(step)
-        d_act = self.down.backward(given.rows, seed_down, given.eight)
-        grads = self.gate_up.widened(kept.gate_up)
-        eight, made = self.gate_up.eight(grads, self.gate_up.outputs), self.down.rank > 0 and kept.x_down is None
-        ops.glu_backward(kept.gate_up, d_act, grads[:, : self.gate_up.outputs], self.block.gelu, eight, made)
+        grads, eight, x = self._backward_gate(kept, given, seed_down)
         kept.gate_up = None
-        d_act = self.down.adapter_input(d_act, seed_down) if made else kept.x_down
-        self.down.adapter_gradients(given.rows, d_act, kept.tail_down, out_down)
-        kept.x_down = kept.tail_down = d_act = None
+        x = kept.x_down if x is None else self.down.adapter_input(x, seed_down)
+        self.down.adapter_gradients(given.rows, x, kept.tail_down, out_down)
+        kept.x_down = kept.tail_down = x = None
         dx = self.gate_up.backward(grads, seed, eight)
         del eight
         d_middle = Given(self.o.gradient(dx), self.o.eight(dx, self.o.outputs))
@@ -203,6 +179,20 @@ class Layer:
         x = self.gate_up.adapter_input(dx, seed) if made else kept.x_gate_up
         self.gate_up.adapter_gradients(grads, x, kept.tail_gate_up, out_gate_up)
         return d_middle
+
+    def _backward_gate(self, kept: Kept, given: Given, seed: int | None) -> tuple:
+        """(rows that the backward pass of gate and up reads, also in 8 bits, what the last projection read if it is made again)."""
+        made, outputs, gelu = self.down.rank > 0 and kept.x_down is None, self.gate_up.outputs, self.block.gelu
+        if self.gate_up.paired and not self.down.drops(seed):
+            grads = self.gate_up.widened(kept.gate_up)
+            x = grads.new_empty(len(grads), self.down.columns) if made else None
+            self.down.backward_through(given.rows, Gate(grads[:, :outputs], gelu, kept.gate_up, x))
+            return grads, None, x
+        x = self.down.backward(given.rows, seed, given.eight)
+        grads = self.gate_up.widened(kept.gate_up)
+        eight = self.gate_up.eight(grads, outputs)
+        ops.glu_backward(kept.gate_up, x, grads[:, :outputs], gelu, eight, made, self.gate_up.paired)
+        return grads, eight, x if made else None
 
     def _backward_attention(self, h, kept: Kept, step: Step, given: Given, wanted: bool, out_qkv: Part, out_o: Part) -> torch.Tensor | None:
         """dh (None unless `wanted`); gradients of adapters to the parts. `given` as `_backward_mlp` left it."""
@@ -260,10 +250,7 @@ class _Layer(torch.autograd.Function):
     def forward(ctx, h: torch.Tensor, layer: Layer, step: Step, *adapters: torch.Tensor) -> torch.Tensor:
         step.bring(layer.index, 1)
         ctx.save_for_backward(step.inputs.put(layer.index, h))
-        kept, read = layer.attend(h, step)
-        layer.expand(kept, read)
-        del read
-        out = layer.contract(kept, step)
+        out, kept = layer.forward(h, step)
         ctx.layer, ctx.step, ctx.kept = layer, step, layer.left_out(kept)
         return out
 

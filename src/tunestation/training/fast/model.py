@@ -11,14 +11,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tunestation.training import memory
-from tunestation.training.fast import nf4
+from tunestation.training.fast import gated, nf4
 from tunestation.training.fast.adapters import Joined
 from tunestation.training.fast.attention import Documents
 from tunestation.training.fast.block import Block, Norm, unknown
 from tunestation.training.fast.float8 import Float8Linear, Float8Projection
 from tunestation.training.fast.head import summed_loss
 from tunestation.training.fast.host import HostEmbedding, Inputs, Waiting
-from tunestation.training.fast.layer import Keep, Layer
+from tunestation.training.fast.kept import Keep
+from tunestation.training.fast.layer import Layer
 from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Member, Scratch
@@ -75,7 +76,8 @@ class Fast:
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
         projection = Float8Projection if eight_bit else Projection
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
-        layers = [Layer(block, index, projection, scratch) for index, block in enumerate(blocks)]
+        inside = not eight_bit and gated.known(device or inner.device, inner.dtype)
+        layers = [Layer(block, index, projection, scratch, inside) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
         choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)
         fast = cls(inner, layers, norm, choice, Waiting(inner, choice, device))

@@ -116,18 +116,25 @@ def glu(
 
 
 def glu_backward(
-    gate_up: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, result: bool = True
+    gate_up: torch.Tensor,
+    grad: torch.Tensor,
+    out: torch.Tensor,
+    gelu: bool,
+    eight: Eight | None = None,
+    result: bool = True,
+    paired: bool = False,
 ) -> None:
-    """out [T, 2K] = gradients of gate and up, and may be `gate_up`.
+    """out [T, 2K] = gradients of gate and up, and may be `gate_up`; with `paired` these lie in turn.
 
     `grad` [T, K], of glu's result, is overwritten with that result itself, if `result` is wanted.
     """
     if gate_up.is_cuda:
-        return _kernels().glu_backward(gate_up, grad, out, gelu, eight, result)
-    gate, up = gate_up.float().chunk(2, 1)
+        return _kernels().glu_backward(gate_up, grad, out, gelu, eight, result, paired)
+    gate, up = gate_up.float().unflatten(1, (-1, 2)).unbind(2) if paired else gate_up.float().chunk(2, 1)
     g, (act, slope) = grad.float(), _activate(gate, gelu)
     found = act * up if result else None
-    out.copy_(torch.cat([g * up * slope, g * act], 1))
+    gradients = g * up * slope, g * act
+    out.copy_(torch.stack(gradients, 2).flatten(1) if paired else torch.cat(gradients, 1))
     if result:
         grad.copy_(found)
     _fill(eight, out)

@@ -59,7 +59,10 @@ def _member_of(row, first, second, third):
 
 
 @triton.jit
-def _fill_base(table, out, out_row, program, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, NESTED: tl.constexpr):
+def _fill_base(
+    table, out, out_row, program, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
+    NESTED: tl.constexpr, PAIRED: tl.constexpr,
+):  # fmt: skip
     """4096 weights of one member."""
     element = program.to(tl.int64) * 4096
     member, start = _member_of(element // K, N0, N1, N2)
@@ -69,15 +72,16 @@ def _fill_base(table, out, out_row, program, N0: tl.constexpr, N1: tl.constexpr,
     packed, scale_codes = tl.load(entry).to(tl.pointer_type(tl.uint8)), tl.load(entry + 2).to(tl.pointer_type(tl.uint8))
     code, code2 = tl.load(entry + 1).to(tl.pointer_type(tl.float32)), tl.load(entry + 3).to(tl.pointer_type(tl.float32))
     scales2, offset = tl.load(entry + 4).to(tl.pointer_type(tl.float32)), tl.load(entry + 5).to(tl.pointer_type(tl.float32))
-    target = out + start.to(tl.int64) * out_row
+    target = out + (member if PAIRED else start).to(tl.int64) * out_row
+    step = 2 * out_row if PAIRED else out_row
     packed = tl.multiple_of(packed, 16)  # as torch allocates; else bytes would be read one by one
-    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, target, out_row, K, block, first + 4096, NESTED, K % 64 != 0)
+    _nf4_blocks(packed, code, scale_codes, code2, scales2, offset, target, step, K, block, first + 4096, NESTED, K % 64 != 0)
 
 
 @triton.jit
 def _fill_b(
     table, out, out_row, program, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
-    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr,
+    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
     """32 rows of sB, with zeros in the columns of other members."""
     row = program * 32 + tl.arange(0, 32)
@@ -91,7 +95,8 @@ def _fill_b(
     inside = (row < N0 + N1 + N2)[:, None] & (column < R0 + R1 + R2)
     mine = inside & (local >= 0) & (local < rank[:, None])
     value = tl.load(b[:, None] + (row - start)[:, None] * rank[:, None] + local, mine, 0).to(tl.float32) * scale[:, None]
-    tl.store(out + row.to(tl.int64)[:, None] * out_row + column, value, inside)
+    place = (row - start) * 2 + member if PAIRED else row
+    tl.store(out + place.to(tl.int64)[:, None] * out_row + column, value, inside)
 
 
 @triton.jit
@@ -110,21 +115,21 @@ def _fill_a(
 def _fill(
     table, out, out_row, b, b_row, a, a_row, programs, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr,
-    NESTED: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr,
+    NESTED: tl.constexpr, FLOAT: tl.constexpr, RANK: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     beyond = program - programs
     tiles = (N0 + N1 + N2 + 31) // 32
     if program < programs:
-        _fill_base(table, out, out_row, program, N0, N1, N2, K, NESTED)
+        _fill_base(table, out, out_row, program, N0, N1, N2, K, NESTED, PAIRED)
     elif beyond < tiles:
-        _fill_b(table, b, b_row, beyond, s0, s1, s2, N0, N1, N2, R0, R1, R2, FLOAT, RANK)
+        _fill_b(table, b, b_row, beyond, s0, s1, s2, N0, N1, N2, R0, R1, R2, FLOAT, RANK, PAIRED)
     else:
         target = a + (beyond - tiles).to(tl.int64) * a_row
         _fill_a(table, target, beyond - tiles, R0, R1, R2, K, FLOAT, BLOCK)
 
 
-def fill(table, base, buffer, sizes, ranks, scales, nested, wide) -> None:
+def fill(table, base, buffer, sizes, ranks, scales, nested, wide, paired) -> None:
     """Adapters to `buffer` and base weights to `base`, if it is given, in one launch. `table` holds addresses as `weights` lays them."""
     a, b, outputs, rank = buffer.a, buffer.b, sum(sizes), sum(ranks)
     columns = a.shape[1]
@@ -135,7 +140,7 @@ def fill(table, base, buffer, sizes, ranks, scales, nested, wide) -> None:
         _fill[(programs + adapters,)](
             table, target, target.stride(0), b, b.stride(0), a, a.stride(0), programs,
             *_three(scales, 0.0), *_three(sizes, 0), *_three(ranks, 0), columns,
-            NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=power_of_2(rank), BLOCK=2048,
+            NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=power_of_2(rank), PAIRED=paired, BLOCK=2048,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 

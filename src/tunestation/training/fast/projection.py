@@ -12,11 +12,12 @@ A 4-bit base is dequantised straight into that buffer: one for all layers, or on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from tunestation.training.fast import ops
+from tunestation.training.fast import gated, ops
 from tunestation.training.fast.adapters import Part
 from tunestation.training.fast.weights import Buffer, Filling, Member, Scratch
 
@@ -34,26 +35,45 @@ class Input:
     """What adapters read, if not x itself."""
 
 
+class Gate(NamedTuple):
+    """An activation inside of a product: that of its result, or the one whose result's gradient the product is."""
+
+    out: torch.Tensor
+    """Where act(gate) * up goes [T, N], or in a backward pass the gradients of gate and up [T, 2N]."""
+    gelu: bool
+    gate_up: torch.Tensor | None = None
+    """In a backward pass: gate and up [T, 2N], in turn."""
+    result: torch.Tensor | None = None
+    """In a backward pass: where act(gate) * up goes, if it is wanted again."""
+
+
 class Projection:
     """Layers on one input; `forward` and `backward` leave the elementwise work around them to the decoder layer."""
 
     BASE = True
     """Whether products read the base weights from the buffer."""
 
-    def __init__(self, modules: list[nn.Module], scratch: Scratch):
+    def __init__(self, modules: list[nn.Module], scratch: Scratch, paired: bool = False):
         self.members = [Member(module) for module in modules]
         self.scratch = scratch
         self.kept: Buffer | None = None
-        self.filling = Filling(self.members, self.BASE)
+        self.paired = paired
+        """Whether outputs of two members lie in turn."""
+        self.filling = Filling(self.members, self.BASE, paired)
         self.outputs, self.columns, self.rank, _ = self.filling.shape
         self.adapted = [part for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
         """Where outputs and ranks of adapted members lie among those of all."""
         self.p = max(member.dropout for member in self.members)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether all rows that products read and write here begin at multiples of 16 bytes in 16 bits."""
+        return not any(size % 8 for size in (self.outputs, self.columns, self.rank))
+
     def input(self, like: torch.Tensor, seed: int | None) -> Input:
         """Room for an input of as many rows as `like`; `seed` None drops nothing."""
         rows = like.new_empty(len(like), self.columns + self.rank)
-        dropped = ops.Dropped(like.new_empty(len(like), self.columns), self.p, seed) if self._drops(seed) else None
+        dropped = ops.Dropped(like.new_empty(len(like), self.columns), self.p, seed) if self.drops(seed) else None
         return Input(rows, rows[:, : self.columns], self.eight(rows, self.columns), dropped)
 
     def gradient(self, like: torch.Tensor) -> torch.Tensor:
@@ -77,9 +97,9 @@ class Projection:
             self.filling.fill(self.kept, base=True)
 
     def forward(
-        self, read: Input, roomy: bool = False, added: torch.Tensor | None = None, keep: bool = False
+        self, read: Input, roomy: bool = False, added: torch.Tensor | None = None, keep: bool = False, gate: Gate | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """y [T, N], plus `added`; completes the rows of `read` with the adapter's share.
+        """y [T, N], plus `added`, and through `gate`; completes the rows of `read` with the adapter's share.
 
         `roomy`: behind each row of y there is room for what `backward` adds, so that y's gradient can take y's place (see `widened`).
         With `keep` also what adapters have read [T, K], which may be a view of these rows; None without adapters.
@@ -88,12 +108,15 @@ class Projection:
         kept = self._share(read, buffer.a) if self.rank else None
         if not keep:
             kept = None  # its memory is free before the product takes some
-        return self._multiply(read, buffer, roomy, added), kept
+        return self._multiply(read, buffer, roomy, added, gate), kept
 
-    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
+    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None, gate: Gate | None) -> torch.Tensor:
         """y of completed rows."""
         rows, bias = read.rows, self._bias()
         out = self.gradient(rows)[:, : self.outputs] if roomy else rows.new_empty(len(rows), self.outputs)
+        if gate:
+            gated.product(rows, buffer.forward, out, gate.out, gate.gelu)
+            return out
         ops.product(rows, buffer.forward, out) if bias is None else torch.addmm(bias, rows, buffer.forward, out=out)
         return out if added is None else out.add_(added)
 
@@ -104,7 +127,8 @@ class Projection:
         ops.product(x, a.t(), read.rows[:, self.columns :])
         return x
 
-    def _drops(self, seed: int | None) -> bool:
+    def drops(self, seed: int | None) -> bool:
+        """Whether what adapters read is another than what is multiplied."""
         return seed is not None and self.p > 0
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
@@ -115,16 +139,25 @@ class Projection:
         self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
     ) -> torch.Tensor | None:
         """dx [T, K] unless not `wanted`; completes `grads`, whose first N columns are dy, with the adapter's share."""
-        buffer = self._weights(grads, refresh=False, base=wanted)
-        dy, tail = grads[:, : self.outputs], grads[:, self.outputs :]
-        if self.rank:
-            ops.product(dy, buffer.b, tail)
+        buffer = self._complete(grads, wanted)
         return self._multiply_back(grads, buffer, seed, eight) if wanted else None
+
+    def backward_through(self, grads: torch.Tensor, gate: Gate) -> None:
+        """As `backward`, dx going on through `gate` at once; only where nothing `drops`."""
+        buffer = self._complete(grads, True)
+        gated.backward(grads, buffer.backward, gate.gate_up, gate.out, gate.gelu, gate.result)
+
+    def _complete(self, grads: torch.Tensor, base: bool) -> Buffer:
+        """The buffer, once `grads` have the adapter's share."""
+        buffer = self._weights(grads, refresh=False, base=base)
+        if self.rank:
+            ops.product(grads[:, : self.outputs], buffer.b, grads[:, self.outputs :])
+        return buffer
 
     def _multiply_back(self, grads: torch.Tensor, buffer: Buffer, seed: int | None, eight: ops.Eight | None) -> torch.Tensor:
         """dx of completed `grads`."""
         dx = grads.new_empty(len(grads), self.columns)
-        if self.rank and self._drops(seed):
+        if self.rank and self.drops(seed):
             dy, tail = grads[:, : self.outputs], grads[:, self.outputs :]
             ops.product(dy, buffer.base, dx)
             ops.add_low_rank(dx, tail, buffer.a.t(), p=self.p, seed=seed)
@@ -137,12 +170,20 @@ class Projection:
         if not self.rank:
             return
         torch.mm(grads[:, self.outputs :].t(), x, out=out.a)
+        if self.paired:
+            return self._gradients_in_turn(grads, tail, out)
         for (outputs, ranks), b in zip(self.adapted, out.b, strict=True):
             torch.mm(grads[:, outputs].t(), tail[:, ranks], out=b)
 
+    def _gradients_in_turn(self, grads: torch.Tensor, tail: torch.Tensor, out: Part) -> None:
+        """Those of all B by all ranks, of which half are wanted: a matrix library takes no columns that lie in turn."""
+        every = grads[:, : self.outputs].t() @ tail
+        for (outputs, ranks), b in zip(self.adapted, out.b, strict=True):
+            b.copy_(every[outputs, ranks])
+
     def adapter_input(self, x: torch.Tensor, seed: int | None) -> torch.Tensor:
         """What adapters read of the input x [T, K]: itself, or with dropout."""
-        if not self._drops(seed):
+        if not self.drops(seed):
             return x
         dropped = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         ops.dropout(x, self.p, seed, dropped)

@@ -90,10 +90,13 @@ class Scratch:
 
 
 class Filling:
-    """Writes the weights of a projection's `members` into buffers; without `base` their adapters alone."""
+    """Writes the weights of a projection's `members` into buffers; without `base` their adapters alone.
 
-    def __init__(self, members: list[Member], base: bool):
-        self.members, self.base = members, base
+    `paired`: the outputs of two members of one size lie in turn, one of the first, one of the second.
+    """
+
+    def __init__(self, members: list[Member], base: bool, paired: bool = False):
+        self.members, self.base, self.paired = members, base, paired
         self.columns = members[0].base.in_features
         self.sizes = [member.base.out_features for member in members]
         self.ranks = [member.adapter[0].shape[0] if member.adapter else 0 for member in members]
@@ -102,7 +105,8 @@ class Filling:
         """As `Buffer` takes it."""
         self.even = all(size * self.columns % 4096 == 0 for size in self.sizes)
         """Whether the pieces of 4096 weights that one launch writes end where members end."""
-        self.parts = list(zip(_slices(self.sizes), _slices(self.ranks), strict=True))
+        outputs = [slice(first, None, 2) for first in range(2)] if paired else _slices(self.sizes)
+        self.parts = list(zip(outputs, _slices(self.ranks), strict=True))
         """Where each member's outputs and ranks lie among those of all."""
         self.addresses: tuple[list[int], torch.Tensor] | None = None
         """Of all parts of the weights, on the host and on the GPU."""
@@ -151,7 +155,8 @@ class Filling:
         if not self.known:
             self._look_up(buffer.b.device)
         matrix = buffer.base if base else None
-        product_kernels.fill(self.addresses[1], matrix, buffer, self.sizes, self.ranks, self.scales, self.nested, self.wide)
+        sizes = self.sizes, self.ranks, self.scales
+        product_kernels.fill(self.addresses[1], matrix, buffer, *sizes, self.nested, self.wide, self.paired)
 
     def _look_up(self, device: torch.device) -> None:
         found = [address for member in self.members for address in _addresses(member, self.four_bit)]

@@ -1,0 +1,109 @@
+"""Products with the activation inside of them, on a Hopper GPU with QuACK."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+
+from test_fast_step import adapted, choice, documents, learned
+from test_gpu_fast_step import batch_on_gpu, errors
+
+from tunestation.training.batches import Collate, lay
+from tunestation.training.fast import gated
+from tunestation.training.fast.kept import Keep
+from tunestation.training.fast.model import Fast
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    """Skips where there are none."""
+    if not gated.known(torch.device("cuda", 0), torch.bfloat16):
+        pytest.skip("needs a Hopper GPU and QuACK")
+    from tunestation.training.fast import gated_kernels
+
+    return gated_kernels
+
+
+def given(tokens, columns, gates):
+    """x, the weights of a gated product and of the one behind it, with room behind rows as a projection has it."""
+    torch.manual_seed(0)
+    wide = torch.randn(2 * gates, columns + 64, device="cuda", dtype=torch.bfloat16)[:, :columns].t()
+    narrow = torch.randn(columns, gates + 64, device="cuda", dtype=torch.bfloat16)[:, :gates]
+    return torch.randn(tokens, columns, device="cuda", dtype=torch.bfloat16), wide, narrow
+
+
+def room(tokens, columns):
+    """Rows of NaN with room behind each."""
+    return torch.full((tokens, columns + 64), float("nan"), device="cuda", dtype=torch.bfloat16)[:, :columns]
+
+
+@pytest.mark.parametrize("tokens", [4096, 2049, 777, 1])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_sums_have_the_bits_of_the_matrix_library_and_what_goes_on_from_them_is_near(kernels, tokens, gelu):
+    x, wide, narrow = given(tokens, 1152, 2720)
+    gate_up, out, grads, again = room(tokens, 5440), room(tokens, 2720), room(tokens, 5440), room(tokens, 2720)
+    kernels.product(x, wide, gate_up, out, gelu)
+    assert torch.equal(gate_up, x @ wide)
+    kernels.backward(x, narrow, gate_up, grads, gelu, again)
+    theirs = [each.cpu() for each in (x, wide, narrow, torch.empty_like(gate_up), torch.empty_like(out), torch.empty_like(out))]
+    x, wide, narrow, there, wanted, result = theirs
+    gated.product(x, wide, there, wanted, gelu)
+    gated.backward(x, narrow, there, there, gelu, result)
+    for mine, other in ((out, wanted), (grads, there), (again, result)):
+        assert (mine.cpu().float() - other.float()).norm() <= 1e-2 * other.float().norm()
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gradients_may_take_the_place_of_gate_and_up(kernels, gelu):
+    x, wide, narrow = given(4096, 1152, 2720)
+    gate_up, out, grads = room(4096, 5440), room(4096, 2720), room(4096, 5440)
+    kernels.product(x, wide, gate_up, out, gelu)
+    kernels.backward(x, narrow, gate_up, grads, gelu)
+    for _ in range(3):
+        there = room(4096, 5440).copy_(gate_up)
+        kernels.backward(x, narrow, there, there, gelu)
+        assert torch.equal(there, grads)
+    assert not grads.isnan().any()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize("base", ["bfloat16", "nf4"])
+def test_it_learns_what_transformers_and_peft_learn(base, family):
+    model, rows = adapted(base, family).cuda(), documents()
+    before = learned(model, batch_on_gpu(rows, Collate(0)))
+    fast = Fast.over(model)
+    assert all(layer.gate_up.paired for layer in fast.layers)
+    for keep in (Keep.MORE, Keep.ALL, Keep.ATTENTION, Keep.INPUT):
+        fast.keep(choice([keep] * 3, 2))
+        after = learned(model, batch_on_gpu(rows))
+        assert after[0] == pytest.approx(before[0], rel=3e-2)
+        assert max(errors(before, after).values()) < 3e-2
+
+
+def test_inside_or_after_the_product_an_activation_is_as_near_to_32_bits(monkeypatch):
+    found = []
+    for inside in (True, False):
+        monkeypatch.setattr(gated, "known", lambda _device, _dtype, inside=inside: inside)
+        model = adapted("bfloat16").cuda()
+        Fast.over(model).keep(choice([Keep.MORE] * 3))
+        found.append(learned(model, batch_on_gpu(documents())))
+    exact = learned(adapted("bfloat16").float(), Collate(0)(documents()))
+    exact = exact[0], {name: grad.cuda() for name, grad in exact[1].items()}
+    mine, other = (sum(errors(exact, each).values()) for each in found)
+    assert mine < 1.05 * other
+
+
+def test_with_dropout_too():
+    found = []
+    for keep in (Keep.MORE, Keep.INPUT):
+        model = adapted("nf4", dropout=0.2).cuda().train()
+        Fast.over(model).keep(choice([keep] * 3))
+        torch.manual_seed(5)
+        found.append(learned(model, batch_on_gpu(documents(), lay)))
+    assert found[0][0] == found[1][0]
+    assert max(errors(*found).values()) < 2e-2
