@@ -35,6 +35,8 @@ class Case:
     """Under DeepSpeed: gradients stay where the backward pass made them until all are there."""
     optimizer: str = "adamw"
     documents: bool = False
+    in_order: bool = False
+    """Attention's gradients are summed in one order."""
 
 
 CASES = {
@@ -57,6 +59,8 @@ CASES = {
         Case("H", dropout=0.1),
         Case("24", sequences=4, gib=23.0, capped=True),
         Case("bf16", base="bf16"),
+        Case("A-order", in_order=True),
+        Case("F-order", documents=True, in_order=True),
     )
 }
 TABLE = ("A", "B", "C", "D", "D16", "D-stream", "E", "F", "G", "H", "24")

@@ -119,6 +119,7 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     kind = "paged_adamw_32bit" if case.optimizer == "paged" else "adamw"
     gradients = learned(kind, 2 if case.deepspeed else None, "optimizer" if case.offload else "none")
     with closing((Zero2 if case.deepspeed else Plain)(model, case)) as step:
+        fast.in_order = case.in_order
         fast.look_up()  # before memory is counted, as the rehearsal does
         choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
         fast.keep(choice)

@@ -36,15 +36,20 @@ def test_evaluations_in_between_do_not_change_what_is_learned(station):
     assert alike(often, seldom)
 
 
-def test_killed_on_a_gpu_it_goes_on_to_the_same_adapter(station):
-    for name in ("undisturbed", "disturbed"):
-        station.write(recipe(name=name, train={**recipe()["train"], "epochs": 4}))
+@pytest.mark.parametrize("in_order", [False, True])
+def test_killed_on_a_gpu_it_goes_on_to_the_same_adapter(station, in_order):
+    """In one order to the same bytes."""
+    names = [f"{kind}-{str(in_order).lower()}" for kind in ("undisturbed", "disturbed")]
+    for name in names:
+        runtime = {**recipe().get("runtime", {}), "deterministic": in_order}
+        station.write(recipe(name=name, train={**recipe()["train"], "epochs": 4}, runtime=runtime))
         station.make("prepare", name=name)
-    undisturbed = station.make("train", name="undisturbed")
-    code, said = interrupt(station, "disturbed", 4, lambda running: worker_of(running).kill())
+    undisturbed = station.make("train", name=names[0])
+    code, said = interrupt(station, names[1], 4, lambda running: worker_of(running).kill())
     assert code == 1, said
-    resumed = station.make("train", name="disturbed")
-    assert alike(undisturbed, resumed)
+    resumed = station.make("train", name=names[1])
+    assert record(resumed)["repeats"] is in_order
+    assert weights(undisturbed) == weights(resumed) if in_order else alike(undisturbed, resumed)
 
 
 def test_stopped_on_a_gpu_it_keeps_a_complete_checkpoint(station):

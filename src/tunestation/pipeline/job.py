@@ -55,3 +55,5 @@ class Result:
     """What is worth keeping but is never compared (sample answers, seconds, memory)."""
     tolerances: dict[str, float] = field(default_factory=dict)
     """Metric -> relative tolerance of a new lock, where the usual one does not suit."""
+    repeats: bool = True
+    """Whether equal inputs give equal bytes on one kind of device."""

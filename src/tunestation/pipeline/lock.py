@@ -57,7 +57,13 @@ def entry(record: dict, before: dict | None = None) -> dict:
         for name, value in record["metrics"].items()
     }
     shared = {name: record[name] for name in ("key", "tools", "needs", "outputs", "facts", "volumes")}
-    return shared | {"metrics": metrics, "kind": record["machine"]["kind"], "python": python(record["machine"]["python"])}
+    found = shared | {"metrics": metrics, "kind": record["machine"]["kind"], "python": python(record["machine"]["python"])}
+    return found if _repeats(record) else found | {"repeats": False}
+
+
+def _repeats(found: dict) -> bool:
+    """Whether a record or a lock's entry promises equal bytes from equal inputs on one kind of device."""
+    return found.get("repeats", True)
 
 
 def make(records: Mapping[str, dict], resolved: dict, recipe_digest: str, before: dict) -> dict:
@@ -90,7 +96,8 @@ def _compare(stage: Stage, record: dict, locked: dict | None) -> Comparison:
     then = locked.get("python", now)  # older locks do not name it
     if now != then and stage.exact:
         return Comparison(stage.name, "not comparable", f"other bytes under another Python: {then} -> {now}")
-    if record["needs"] == locked["needs"] and now == then and (stage.exact or record["machine"]["kind"] == locked["kind"]):
+    alike = record["machine"]["kind"] == locked["kind"] and _repeats(record) and _repeats(locked)
+    if record["needs"] == locked["needs"] and now == then and (stage.exact or alike):
         return Comparison(stage.name, "differs", "other bytes from equal inputs, versions and kind of device")
     return _compare_measures(stage, record, locked)
 
@@ -110,7 +117,7 @@ def _compare_measures(stage: Stage, record: dict, locked: dict) -> Comparison:
         return Comparison(stage.name, "differs", "; ".join(outside))
     worst = max((gap for gap, _ in gaps.values()), default=None)
     if worst is None:
-        reason = "other bytes, on another kind of device or Python, or from inputs within tolerance"
+        reason = "other bytes, on another kind of device or Python, from inputs within tolerance, or by a GPU in no fixed order"
         return Comparison(stage.name, "within tolerance", reason)
     return Comparison(stage.name, "within tolerance", f"metrics within {worst:.2%}")
 

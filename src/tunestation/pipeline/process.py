@@ -68,6 +68,7 @@ def child_variables(cache: Path, offline: bool) -> dict[str, str]:
         "HF_MODULES_CACHE": str(cache / "modules"),
         "TORCH_EXTENSIONS_DIR": str(cache / "torch_extensions"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
+        "QUACK_CACHE_DIR": str(cache / "quack"),
         "TOKENIZERS_PARALLELISM": "false",
         # threads that spin while they wait lose tenfold as soon as another program takes one of few cores
         "OMP_WAIT_POLICY": "passive",

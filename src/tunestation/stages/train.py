@@ -68,7 +68,8 @@ def run(params: dict, job: Job) -> Result:
     trainer = _trainer(params, job, model, fast, setup, tokenizer, args, rows, lengths, held_out, order)
     result = _train(trainer, job, order, setup, max(lengths))
     step = f"transformers' own step, since {why_not}" if fast is None else f"the fast step, {fast.choice.told}"
-    return replace(result, observed=result.observed | {"step": step} | foresight.planned(setup, fast, rows))
+    repeats = not torch.cuda.is_available() or (fast is not None and fast.in_order)
+    return replace(result, repeats=repeats, observed=result.observed | {"step": step} | foresight.planned(setup, fast, rows))
 
 
 def _adapter(params: dict, job: Job) -> Path:
@@ -152,10 +153,13 @@ def _fast(
         quantise_base(model, models.device())
     if reason is None:
         fast = Fast.over(model, host, models.device() if host.told else None)
+        fast.in_order = machine["deterministic"]
         if joins:
             fast.join()
         return fast, None
     print(f"  step: transformers' own, since {reason}", flush=True)
+    if machine["deterministic"] and torch.cuda.is_available():
+        print("  warning: runtime.deterministic has no effect on it: on a GPU other bytes may come of equal inputs", flush=True)
     if packable(models.plain(model), settings["max_tokens"]):
         pack(models.plain(model))
     if machine["gradient_checkpointing"]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +22,8 @@ class Documents:
     """Tokens of the longest document."""
     tokens: int
     """T."""
+    in_order: bool = False
+    """Whether gradients are summed in one order on a GPU too."""
 
     @property
     def equal(self) -> bool:
@@ -29,7 +33,7 @@ class Documents:
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float) -> torch.Tensor:
     """q [T, heads, size], k and v [T, key-value heads, size] -> [T, heads, size]."""
-    if documents.equal:
+    if documents.equal and not (documents.in_order and q.is_cuda):
         q, k, v = (x.unflatten(0, (-1, documents.longest)).transpose(1, 2) for x in (q, k, v))
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2).flatten(0, 1)
     if not q.is_cuda:
@@ -46,6 +50,26 @@ def _varlen() -> tuple:
 
     flag = "enable_gqa" in inspect.signature(varlen_attn).parameters
     return varlen_attn, {"enable_gqa": True} if flag else {}
+
+
+def gradients(attention: torch.Tensor, of: tuple[torch.Tensor, ...], grad: torch.Tensor, documents: Documents) -> tuple[torch.Tensor, ...]:
+    """Those of queries, keys and values, as `attend` took them, for the gradient of its result."""
+    with _one_order() if documents.in_order else nullcontext():
+        return torch.autograd.grad(attention, of, grad)
+
+
+@contextmanager
+def _one_order() -> Iterator[None]:
+    """torch's FlashAttention asks this switch of all operators how it shall sum."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what nobody has written
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def _one_by_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The products of `gated` on a Hopper GPU: QuACK's matrix product in CuTe DSL (Apache-2.0), with our activations as its epilogue.
 
-Sums are fp32 and in the order of cuBLAS, so that gate and up have its bits. In the forward pass the activation takes these sums before they
-are rounded; in the backward pass it takes gate and up as they were kept.
+Sums are fp32 and in the order of cuBLAS, so that gate and up have its bits. The activation takes them as they are kept, rounded, and so has
+the same bits whether it is kept or made again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from quack.activation import dgate_fn_map, gate_fn_map
+from cutlass import BFloat16, Float32
+from quack.activation import dgate_fn_map
 from quack.epilogue import gemm_epilogue, pack, unpack
 from quack.gemm_config import GemmConfig
 
@@ -17,36 +18,46 @@ CONFIG = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_
 """Of twelve the fastest on an H200 with 7B and 1.8B shapes, forward and backward."""
 
 
-def _name(gelu: bool) -> str:
-    return "geglu" if gelu else "swiglu"
+def _derivative(gelu: bool):
+    """(gate, up, gradient of act(gate) * up) -> (gradient of gate, of up, act(gate) * up)."""
+    return dgate_fn_map["geglu" if gelu else "swiglu"]
+
+
+def _rounded(value):
+    """fp32, one or a pair, as bfloat16 holds it."""
+    if isinstance(value, tuple):
+        return type(value)(*(each.to(BFloat16).to(Float32) for each in value))
+    return value.to(BFloat16).to(Float32)
 
 
 @cache
 def _forward(gelu: bool):
-    activate = gate_fn_map[_name(gelu)]
+    derivative = _derivative(gelu)  # of which the result alone is taken: it has the bits that the backward pass would give it
 
     @gemm_epilogue(outputs=("activated",), mode="acc_pair")
     def gated(acc):
         gate, up = unpack(acc)
-        return {"D": pack(gate, up), "activated": activate(gate, up)}
+        gate, up = _rounded(gate), _rounded(up)
+        activated = derivative(gate, up, up)[2]
+        return {"D": pack(gate, up), "activated": activated}
 
     return gated
 
 
 @cache
 def _backward(gelu: bool, again: bool):
-    differentiate = dgate_fn_map[_name(gelu)]
+    derivative = _derivative(gelu)
 
     @gemm_epilogue(mode="packed_cd_b16x2")
     def gradients(acc, c):
         gate, up = unpack(c)
-        d_gate, d_up, _ = differentiate(gate, up, acc)
+        d_gate, d_up, _ = derivative(gate, up, acc)
         return {"D": pack(d_gate, d_up)}
 
     @gemm_epilogue(outputs=("activated",), mode="packed_cd_b16x2")
     def gradients_and_result(acc, c):
         gate, up = unpack(c)
-        d_gate, d_up, activated = differentiate(gate, up, acc)
+        d_gate, d_up, activated = derivative(gate, up, acc)
         return {"D": pack(d_gate, d_up), "activated": activated}
 
     return gradients_and_result if again else gradients

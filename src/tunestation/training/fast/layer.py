@@ -9,7 +9,7 @@ from torch import nn
 
 from tunestation.training.fast import ops
 from tunestation.training.fast.adapters import Joined, Layout, Part
-from tunestation.training.fast.attention import attend
+from tunestation.training.fast.attention import attend, gradients
 from tunestation.training.fast.block import Block, Norm
 from tunestation.training.fast.kept import Keep, Kept
 from tunestation.training.fast.projection import Gate, Input, Projection
@@ -200,7 +200,8 @@ class Layer:
         d_attention = self.o.backward(d_middle, seed_o, given.eight)
         self.o.adapter_gradients(d_middle, self.o.adapter_input(kept.attention.detach().flatten(1), seed_o), kept.tail_o, out_o)
         grads = self.qkv.gradient(h)
-        turned = torch.autograd.grad(kept.attention, (kept.q, kept.k, kept.v), d_attention.view(kept.attention.shape))
+        d_attention = d_attention.view(kept.attention.shape)
+        turned = gradients(kept.attention, (kept.q, kept.k, kept.v), d_attention, step.documents)
         eight = self._turn_back(turned, kept, step, grads[:, : self.qkv.outputs], wanted)
         kept.attention = kept.before_turning = turned = d_attention = None
         dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted)

@@ -65,6 +65,8 @@ class Fast:
     """What is kept in memory."""
     waiting: Waiting
     """What waits in host memory."""
+    in_order: bool = False
+    """Whether attention's gradients are summed in one order on a GPU too."""
 
     @classmethod
     def over(cls, adapted: nn.Module, host: memory.Host = memory.ALL_THERE, device: torch.device | None = None) -> Fast:
@@ -113,7 +115,7 @@ class Fast:
         h = self._embed(input_ids, host_ids)
         cos, sin = backbone.rotary_emb(h, position_ids)
         half = cos.shape[-1] // 2
-        documents = Documents(cu_seqlens, longest, input_ids.shape[1])
+        documents = Documents(cu_seqlens, longest, input_ids.shape[1], self.in_order)
         inputs = self.waiting.inputs if torch.is_grad_enabled() else Inputs()
         step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed(), inputs, self.waiting.weights)
         h = h[0]
