@@ -66,9 +66,6 @@ def launches(capability: int) -> None:
         b = torch.empty(rank, 320).bfloat16().t() if turned else torch.empty(320, rank).bfloat16()
         for added, p in ((None, 0.0), (None, 0.5), (tall, 0.0), (tall, 0.1)):
             low_rank_kernels.add_low_rank(tall, tails[:, :rank], b, added, p, 5)
-        for gelu in (False, True):
-            pair = torch.empty(len(tall), 640).bfloat16()
-            low_rank_kernels.add_before_gate(pair, tall, pair, gelu, tails[:, :rank], b, 0.1, 5, result=gelu, paired=turned)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):

@@ -222,23 +222,6 @@ def test_a_product_of_low_rank_is_dropped_in_places_and_comes_with_another_summa
     near(outs[1], outs[0], 1e-2)
 
 
-@pytest.mark.parametrize("rank", [8, 64])
-@pytest.mark.parametrize("paired", [False, True])
-@pytest.mark.parametrize("gelu", [False, True])
-def test_a_product_of_low_rank_is_added_before_the_gate_as_in_two_passes(rows_of_tiles, gelu, paired, rank):
-    y, gate_up = numbers(rows_of_tiles, 200), moved(numbers(rows_of_tiles, 400))
-    tail, b = moved(numbers(rows_of_tiles, rank)), moved(numbers(rank, 200)).t()
-    outs = [torch.full((rows_of_tiles, 400 + PAD), float("nan"), dtype=DTYPE, device=DEVICE)[:, :400] for _ in range(2)]
-    for result in (True, False):
-        grads = [moved(y) for _ in range(2)]
-        low_rank_kernels.add_low_rank(grads[0], tail, b, None, 0.3, 2**31 - 5)
-        kernels.glu_backward(gate_up, grads[0], outs[0], gelu, None, result, paired)
-        low_rank_kernels.add_before_gate(gate_up, grads[1], outs[1], gelu, tail, b, 0.3, 2**31 - 5, result, paired)
-        near(outs[1], outs[0])
-        if result:
-            near(grads[1], grads[0])
-
-
 @pytest.mark.parametrize("columns", [1000, 9001])
 def test_cross_entropy(columns):
     logits, targets = numbers(ROWS, columns) * 3, torch.randint(columns, (ROWS,))

@@ -59,30 +59,6 @@ def backward(
     ops.glu_backward(gate_up, grad, out, gelu, result=result is not None, paired=True)
 
 
-def add_before_gate(
-    gate_up: torch.Tensor,
-    grad: torch.Tensor,
-    out: torch.Tensor,
-    gelu: bool,
-    tail: torch.Tensor,
-    b: torch.Tensor,
-    p: float,
-    seed: int,
-    result: bool,
-    paired: bool,
-) -> None:
-    """grad [T, N] += tail [T, r] @ b [N, r]' with dropout, as `ops.add_low_rank`, and on to `out` [T, 2N] as `ops.glu_backward`.
-
-    On a GPU in one pass. `grad` then holds act(gate) * up, if that `result` is wanted, else nothing of use.
-    """
-    if grad.is_cuda:
-        from tunestation.training.fast import low_rank_kernels
-
-        return low_rank_kernels.add_before_gate(gate_up, grad, out, gelu, tail, b, p, seed, result, paired)
-    ops.add_low_rank(grad, tail, b, p=p, seed=seed)
-    ops.glu_backward(gate_up, grad, out, gelu, result=result, paired=paired)
-
-
 def _kernels():
     from tunestation.training.fast import gated_kernels
 

@@ -188,10 +188,6 @@ class Layer:
             x = grads.new_empty(len(grads), self.down.columns) if made else None
             self.down.backward_through(given.rows, Gate(grads[:, :outputs], gelu, kept.gate_up, x))
             return grads, None, x
-        if self.down.BASE and self.down.rank and self.down.drops(seed):
-            grads = self.gate_up.widened(kept.gate_up)
-            x = self.down.backward_before(given.rows, seed, kept.gate_up, grads[:, :outputs], gelu, made, self.gate_up.paired)
-            return grads, None, x if made else None
         x = self.down.backward(given.rows, seed, given.eight)
         grads = self.gate_up.widened(kept.gate_up)
         eight = self.gate_up.eight(grads, outputs)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from tunestation.training.fast.grids import pieces, power_of_2
-from tunestation.training.fast.kernels import _activate, _kept, drawing
+from tunestation.training.fast.kernels import _kept, drawing
 
 
 @triton.jit
@@ -25,25 +25,6 @@ def _load_right(b, b_stride, at, first_column, columns, COLUMNS: tl.constexpr, R
         column = first_column + tl.arange(0, COLUMNS)[:, None]
         right = tl.load(b + column * b_stride + at[None, :], (column < columns) & (at[None, :] < RANK), 0).T
     return right
-
-
-@triton.jit
-def _low_rank(
-    tail, tail_row, b, b_stride, held, row, column, first_column, rows, columns, seed, limit, share,
-    DROP: tl.constexpr, TURNED: tl.constexpr, RANK: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """A tile of tail @ b', in fp32; `held` is the first part of b'."""
-    at = tl.arange(0, STEP)
-    left = tl.load(tail + row * tail_row + at[None, :], (row < rows) & (at[None, :] < RANK), 0)
-    product = tl.dot(left, held)
-    for first in tl.static_range(STEP, RANK, STEP):
-        at = first + tl.arange(0, STEP)
-        left = tl.load(tail + row * tail_row + at[None, :], (row < rows) & (at[None, :] < RANK), 0)
-        right = _load_right(b, b_stride, at, first_column, columns, COLUMNS, RANK, TURNED)
-        product = tl.dot(left, right, product)
-    if DROP:
-        product = tl.where(_kept(row, column, columns, seed, limit), product * share, 0.0)
-    return product
 
 
 @triton.jit(do_not_specialize=["seed", "limit"])
@@ -63,51 +44,20 @@ def _add_low_rank(
         before = tl.load(place, inside, 0)  # in 16 bits until the end: registers decide how many tiles run at once
         if ADD:
             summand = tl.load(other + row * other_row + column, inside, 0)
-        product = _low_rank(
-            tail, tail_row, b, b_stride, held, row, column, first_column, rows, columns, seed, limit, share,
-            DROP, TURNED, RANK, COLUMNS, STEP,
-        )  # fmt: skip
+        at = tl.arange(0, STEP)
+        left = tl.load(tail + row * tail_row + at[None, :], (row < rows) & (at[None, :] < RANK), 0)
+        product = tl.dot(left, held)
+        for first in tl.static_range(STEP, RANK, STEP):
+            at = first + tl.arange(0, STEP)
+            left = tl.load(tail + row * tail_row + at[None, :], (row < rows) & (at[None, :] < RANK), 0)
+            right = _load_right(b, b_stride, at, first_column, columns, COLUMNS, RANK, TURNED)
+            product = tl.dot(left, right, product)
+        if DROP:
+            product = tl.where(_kept(row, column, columns, seed, limit), product * share, 0.0)
         product += before.to(tl.float32)
         if ADD:
             product += summand.to(tl.float32)
         tl.store(place, product, inside)
-
-
-@triton.jit(do_not_specialize=["seed", "limit"])
-def _add_before_gate(
-    grad, gate_up, gate_up_row, out, out_row, tail, tail_row, b, b_stride, rows, columns, seed, limit, share,
-    GELU: tl.constexpr, RESULT: tl.constexpr, PAIRED: tl.constexpr, DROP: tl.constexpr, TURNED: tl.constexpr, RANK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, STRIP: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """As `_add_low_rank`, and with each tile of the sum at once what `kernels._glu_backward` does with it."""
-    first_column = tl.program_id(1) * COLUMNS
-    column = first_column + tl.arange(0, COLUMNS)[None, :]
-    both = 2 * first_column + tl.arange(0, 2 * COLUMNS)[None, :]
-    held = _load_right(b, b_stride, tl.arange(0, STEP), first_column, columns, COLUMNS, RANK, TURNED)
-    for tile in tl.range(0, STRIP, num_stages=STAGES):
-        row = (tl.program_id(0).to(tl.int64) * STRIP + tile) * ROWS + tl.arange(0, ROWS)[:, None]
-        inside, pairs = (row < rows) & (column < columns), (row < rows) & (both < 2 * columns)
-        before = tl.load(grad + row * columns + column, inside, 0)
-        if PAIRED:
-            gate, up = tl.split(tl.reshape(tl.load(gate_up + row * gate_up_row + both, pairs, 0), [ROWS, COLUMNS, 2]))
-        else:
-            gate = tl.load(gate_up + row * gate_up_row + column, inside, 0)
-            up = tl.load(gate_up + row * gate_up_row + columns + column, inside, 0)
-        product = _low_rank(
-            tail, tail_row, b, b_stride, held, row, column, first_column, rows, columns, seed, limit, share,
-            DROP, TURNED, RANK, COLUMNS, STEP,
-        )  # fmt: skip
-        g = (product + before.to(tl.float32)).to(before.dtype).to(tl.float32)
-        up = up.to(tl.float32)
-        act, slope = _activate(gate.to(tl.float32), GELU)
-        d_gate, d_up = (g * up * slope).to(out.dtype.element_ty), (g * act).to(out.dtype.element_ty)
-        if PAIRED:
-            tl.store(out + row * out_row + both, tl.interleave(d_gate, d_up), pairs)
-        else:
-            tl.store(out + row * out_row + column, d_gate, inside)
-            tl.store(out + row * out_row + columns + column, d_up, inside)
-        if RESULT:
-            tl.store(grad + row * columns + column, act * up, inside)
 
 
 @cache
@@ -135,13 +85,4 @@ def add_low_rank(y, tail, b, added=None, p=0.0, seed=0) -> None:
     _add_low_rank[(pieces(rows, tiles["ROWS"] * tiles["STRIP"]), pieces(columns, tiles["COLUMNS"]))](
         y, y.stride(0), other, other.stride(0), tail, tail.stride(0), b, max(b.stride()), rows, columns,
         *drawing(p, seed), ADD=added is not None, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,
-    )  # fmt: skip
-
-
-def add_before_gate(gate_up, grad, out, gelu, tail, b, p, seed, result, paired) -> None:
-    rows, columns = grad.shape
-    tiles = _tiles(rows, b.shape[1], ample(grad.device), True, p > 0)
-    _add_before_gate[(pieces(rows, tiles["ROWS"] * tiles["STRIP"]), pieces(columns, tiles["COLUMNS"]))](
-        grad, gate_up, gate_up.stride(0), out, out.stride(0), tail, tail.stride(0), b, max(b.stride()), rows, columns,
-        *drawing(p, seed), GELU=gelu, RESULT=result, PAIRED=paired, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,
     )  # fmt: skip

@@ -147,17 +147,6 @@ class Projection:
         buffer = self._complete(grads, True)
         gated.backward(grads, buffer.backward, gate.gate_up, gate.out, gate.gelu, gate.result)
 
-    def backward_before(
-        self, grads: torch.Tensor, seed: int, gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, result: bool, paired: bool
-    ) -> torch.Tensor:
-        """As `backward` where something drops; with dx at once what `ops.glu_backward` does. Returns what that leaves of dx."""
-        buffer = self._complete(grads, True)
-        dx = grads.new_empty(len(grads), self.columns)
-        ops.product(grads[:, : self.outputs], buffer.base, dx)
-        tail = grads[:, self.outputs :]
-        gated.add_before_gate(gate_up, dx, out, gelu, tail, buffer.a.t(), self.p, seed, result, paired)
-        return dx
-
     def _complete(self, grads: torch.Tensor, base: bool) -> Buffer:
         """The buffer, once `grads` have the adapter's share."""
         buffer = self._weights(grads, refresh=False, base=base)
