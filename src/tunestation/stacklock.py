@@ -39,7 +39,7 @@ def main() -> None:
 
 def wanted() -> str:
     """The text of all requirements."""
-    return "".join(path.read_text(encoding="utf-8") for path in WANTED)
+    return "\n".join(path.read_text(encoding="utf-8") for path in WANTED)
 
 
 def digest(wanted: str) -> str:

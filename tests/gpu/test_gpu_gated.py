@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 from test_fast_step import adapted, choice, documents, learned
 from test_gpu_fast_step import batch_on_gpu, errors
 
-from tunestation.training.batches import Collate, lay
+from tunestation.training.batches import Collate
 from tunestation.training.fast import gated
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
@@ -43,35 +43,45 @@ def room(tokens, columns):
 
 
 @pytest.mark.parametrize("tokens", [4096, 2049, 777, 1])
-@pytest.mark.parametrize("gelu", [False, True])
-def test_sums_have_the_bits_of_the_matrix_library_and_what_goes_on_from_them_is_near(kernels, tokens, gelu):
+def test_sums_have_the_bits_of_the_matrix_library_and_what_goes_on_from_them_is_near(kernels, tokens):
     x, wide, narrow = given(tokens, 1152, 2720)
     gate_up, out, grads, again = room(tokens, 5440), room(tokens, 2720), room(tokens, 5440), room(tokens, 2720)
-    kernels.product(x, wide, gate_up, out, gelu)
+    kernels.product(x, wide, gate_up, out)
     assert torch.equal(gate_up, x @ wide)
-    kernels.backward(x, narrow, gate_up, grads, gelu, again)
+    kernels.backward(x, narrow, gate_up, grads, again)
+    assert torch.equal(out, again)
     theirs = [each.cpu() for each in (x, wide, narrow, torch.empty_like(gate_up), torch.empty_like(out), torch.empty_like(out))]
     x, wide, narrow, there, wanted, result = theirs
-    gated.product(x, wide, there, wanted, gelu)
-    gated.backward(x, narrow, there, there, gelu, result)
+    gated.product(x, wide, there, wanted)
+    gated.backward(x, narrow, there, there, result)
     for mine, other in ((out, wanted), (grads, there), (again, result)):
         assert (mine.cpu().float() - other.float()).norm() <= 1e-2 * other.float().norm()
 
 
-@pytest.mark.parametrize("gelu", [False, True])
-def test_gradients_may_take_the_place_of_gate_and_up(kernels, gelu):
+def test_the_activation_is_exact_to_rounding_at_every_gate(kernels):
+    """From where silu is nearly 0 to where it is nearly the gate itself."""
+    gates = torch.linspace(-30, 30, 2048, device="cuda", dtype=torch.bfloat16)
+    x, wide = torch.ones(128, 64, device="cuda", dtype=torch.bfloat16), torch.zeros(4096, 64, device="cuda", dtype=torch.bfloat16)
+    wide[0::2, 0], wide[1::2, 0] = gates, 1.0
+    gate_up, out = room(128, 4096), room(128, 2048)
+    kernels.product(x, wide.t(), gate_up, out)
+    wanted = torch.nn.functional.silu(gates.double())
+    assert ((out[0].double() - wanted).abs() <= 2**-8 * wanted.abs() + 1e-12).all()
+
+
+def test_gradients_may_take_the_place_of_gate_and_up(kernels):
     x, wide, narrow = given(4096, 1152, 2720)
     gate_up, out, grads = room(4096, 5440), room(4096, 2720), room(4096, 5440)
-    kernels.product(x, wide, gate_up, out, gelu)
-    kernels.backward(x, narrow, gate_up, grads, gelu)
+    kernels.product(x, wide, gate_up, out)
+    kernels.backward(x, narrow, gate_up, grads)
     for _ in range(3):
         there = room(4096, 5440).copy_(gate_up)
-        kernels.backward(x, narrow, there, there, gelu)
+        kernels.backward(x, narrow, there, there)
         assert torch.equal(there, grads)
     assert not grads.isnan().any()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])
 def test_it_learns_what_transformers_and_peft_learn(base, family):
     model, rows = adapted(base, family).cuda(), documents()
@@ -98,12 +108,15 @@ def test_inside_or_after_the_product_an_activation_is_as_near_to_32_bits(monkeyp
     assert mine < 1.05 * other
 
 
-def test_with_dropout_too():
+def test_with_dropout_gate_and_up_in_turn_give_the_bits_of_one_behind_the_other(monkeypatch):
     found = []
-    for keep in (Keep.MORE, Keep.INPUT):
+    for inside in (True, False):
+        monkeypatch.setattr(gated, "known", lambda _device, _dtype, inside=inside: inside)
         model = adapted("nf4", dropout=0.2).cuda().train()
-        Fast.over(model).keep(choice([keep] * 3))
+        fast = Fast.over(model)
+        fast.in_order = True
+        fast.keep(choice([Keep.MORE] * 3))
         torch.manual_seed(5)
-        found.append(learned(model, batch_on_gpu(documents(), lay)))
+        found.append(learned(model, batch_on_gpu(documents())))
     assert found[0][0] == found[1][0]
-    assert max(errors(*found).values()) < 2e-2
+    assert max(errors(*found).values()) < 2e-3

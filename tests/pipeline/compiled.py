@@ -46,6 +46,7 @@ def launches(capability: int) -> None:
         for gelu in (False, True):
             kernels.glu(wide, h, gelu, eight, None if gelu else drawn)
             kernels.glu_backward(wide, h, wide, gelu, eight, result=gelu)
+            kernels.glu(wide, h, gelu, None, drawn, paired=True)
             kernels.glu_backward(wide, h, wide, gelu, None, paired=True)
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, h, eight, result=eight is None)
     for other in (None, h):

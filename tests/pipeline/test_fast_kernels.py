@@ -5,21 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bitsandbytes as bnb
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from peft import LoraConfig
-from peft.tuners.lora.bnb import Linear4bit as LoraLinear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 """Of what kernels read and write; the interpreter cuts bfloat16 and 8-bit floats off instead of rounding them."""
 pytest.importorskip("triton")
 
-from tunestation.training.fast import kernels, low_rank_kernels, nf4, ops, product_kernels, rotary_kernels  # noqa: E402
+from tunestation.training.fast import kernels, low_rank_kernels, ops, product_kernels, rotary_kernels  # noqa: E402
 from tunestation.training.fast.attention import Documents, attend  # noqa: E402
-from tunestation.training.fast.weights import Buffer, Filling, Member  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 ROWS, COLUMNS, PAD = 37, 320, 24
@@ -134,8 +129,13 @@ def test_gated_units_and_their_gradient(columns, eight, gelu):
 
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("columns", [COLUMNS, 5000])
-def test_the_gradient_of_gate_and_up_that_lie_in_turn(columns, gelu):
-    gate_up, grads, outs = numbers(ROWS, 2 * columns), numbers(ROWS, columns), strided(ROWS, 2 * columns)
+def test_gated_units_and_their_gradient_where_gate_and_up_lie_in_turn(columns, gelu):
+    gate_up, outs, drawn = numbers(ROWS, 2 * columns), strided(ROWS, columns), dropped(ROWS, columns, not gelu)
+    ops.glu(gate_up, outs[0], gelu, None, drawn[0], paired=True)
+    kernels.glu(moved(gate_up), outs[1], gelu, None, drawn[1], paired=True)
+    near(outs[1], outs[0])
+    near_dropped(drawn[1], drawn[0])
+    grads, outs = numbers(ROWS, columns), strided(ROWS, 2 * columns)
     theirs = moved(grads)
     ops.glu_backward(gate_up, grads, outs[0], gelu, paired=True)
     kernels.glu_backward(moved(gate_up), theirs, outs[1], gelu, None, paired=True)
@@ -246,56 +246,6 @@ def test_rows_in_8_bit():
     (_, found), wanted = eights(ROWS, COLUMNS, True), ops.quantise_rows(x[0])
     kernels.quantise_rows(x[1], *found)
     near_eight(found, wanted)
-
-
-@pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("shape", [(64, 128), (193, 1024), (5, 64), (256, 688), (7, 10), (12, 2080)])
-def test_nf4_to_the_bit_of_bitsandbytes(shape, nested):
-    weight = bnb.nn.Params4bit(numbers(*shape) * 0.3, requires_grad=False, quant_type="nf4", compress_statistics=nested).to(DEVICE)
-    out = torch.full((shape[0], shape[1] + PAD), float("nan"), dtype=DTYPE, device=DEVICE)
-    state = weight.quant_state
-    table = (state.state2.code, state.state2.absmax, state.offset) if nested else None
-    product_kernels.dequantise_nf4(weight.data.view(-1), state.code, state.absmax, table, out[:, : shape[1]])
-    assert torch.equal(out[:, : shape[1]], dequantize_4bit(weight.data, state))
-    assert out[:, shape[1] :].isnan().all()
-    assert nf4.supported(weight)
-
-
-@pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("base", [True, False])
-@pytest.mark.parametrize(("sizes", "columns", "ranks"), [((64, 128, 64), 192, (8, 0, 4)), ((256,), 688, (8,)), ((64, 64), 1088, (0, 16))])
-def test_one_launch_writes_what_single_copies_write(sizes, columns, ranks, base, nested):
-    written_alike(sizes, columns, ranks, base, nested, False)
-
-
-@pytest.mark.parametrize("base", [True, False])
-@pytest.mark.parametrize("ranks", [(8, 8), (0, 16), (8, 0)])
-@pytest.mark.parametrize("columns", [192, 1088])
-def test_one_launch_writes_outputs_in_turn_as_single_copies_do(columns, ranks, base):
-    written_alike((64, 64), columns, ranks, base, True, True)
-
-
-def written_alike(sizes, columns, ranks, base, nested, paired):
-    """Both ways to write a buffer give the same bits."""
-    filling = Filling([Member(layer(size, columns, rank, nested)) for size, rank in zip(sizes, ranks, strict=True)], base, paired)
-    one, other = torch.zeros(2, Buffer.numbers(*filling.shape), dtype=DTYPE, device=DEVICE)
-    with torch.no_grad():
-        filling._at_once(Buffer(one, *filling.shape), base)
-        filling._singly(Buffer(other, *filling.shape), base)
-    assert torch.equal(one, other)
-    assert one.abs().sum() > 0
-
-
-def layer(outputs, inputs, rank, nested):
-    """An NF4 layer under an adapter of `rank`, bare for 0."""
-    weight = bnb.nn.Params4bit(numbers(outputs, inputs), requires_grad=False, quant_type="nf4", compress_statistics=nested)
-    bare = bnb.nn.Linear4bit(inputs, outputs, bias=False, compute_dtype=DTYPE, quant_type="nf4", device="meta")
-    bare.weight = weight.to(DEVICE)
-    if not rank:
-        return bare
-    adapted = LoraLinear(bare, "default", LoraConfig(r=rank, lora_alpha=12), r=rank, lora_alpha=12)
-    adapted.lora_B["default"].weight.data.normal_()
-    return adapted.to(DEVICE)
 
 
 @pytest.mark.parametrize("lengths", [(64, 64, 64), (3, 100, 41, 64)])

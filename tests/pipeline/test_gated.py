@@ -1,11 +1,14 @@
 """Products with the activation inside of them, written out on the CPU: a model whose gate and up lie in turn learns what any other does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_fast_step import LENGTHS, adapted, choice, documents, learned, same
 
 from tunestation.training.batches import Collate, lay
 from tunestation.training.fast import gated, ops
+from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
 
@@ -26,7 +29,7 @@ def paired(fast):
 
 
 @pytest.mark.parametrize("keep", EVERY)
-@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_it_learns_what_transformers_and_peft_learn(family, keep, monkeypatch):
     model = adapted("float32", family)
     before = learned(model, Collate(0)(documents()))
@@ -35,11 +38,12 @@ def test_it_learns_what_transformers_and_peft_learn(family, keep, monkeypatch):
 
 
 @pytest.mark.parametrize("dense", [0, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("base", ["float32", "bfloat16", "nf4"])
-def test_gate_and_up_in_turn_change_what_is_learned_by_no_more_than_rounding(base, dense, monkeypatch):
+def test_gate_and_up_in_turn_change_what_is_learned_by_no_more_than_rounding(base, dropout, dense, monkeypatch):
     found = []
     for inside in (False, True):
-        model = adapted(base, dropout=0.2).train()
+        model = adapted(base, dropout=dropout).train()
         over(model, monkeypatch, inside, dense=dense)
         torch.manual_seed(5)
         found.append(learned(model, lay(documents())))
@@ -65,31 +69,84 @@ def test_what_is_kept_changes_no_bit_of_the_loss(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("phi3", {}), ("llama", {"mlp_bias": True}), ("llama", {"rank": 4}), ("llama", {"intermediate_size": 196})]
+    ("family", "changes"),
+    [("phi3", {}), ("gemma", {}), ("llama", {"mlp_bias": True}), ("llama", {"rank": 4}), ("llama", {"intermediate_size": 196})],
 )
-def test_it_stays_outside_where_gate_and_up_are_packed_or_biased_or_rows_begin_anywhere(family, changes, monkeypatch):
+def test_it_stays_outside_where_gate_and_up_are_packed_or_biased_silu_is_not_what_follows_or_rows_begin_anywhere(
+    family, changes, monkeypatch
+):
     model = adapted("float32", family, **changes)
     before = learned(model, Collate(0)(documents()))
     assert paired(over(model, monkeypatch, True)) == [False] * 3
     same(before, learned(model, lay(documents())), 1e-5)
 
 
-def test_a_cpu_has_no_kernels_for_it():
+def test_an_8_bit_base_stays_outside_too(monkeypatch):
+    model = adapted("bfloat16")
+    quantise_base(model, torch.device("cpu"))
+    assert paired(over(model, monkeypatch, True)) == [False] * 3
+
+
+def test_a_cpu_and_other_formats_have_no_kernels_for_it():
     assert not gated.known(torch.device("cpu"), torch.bfloat16)
+    assert not gated.known(torch.device("cuda", 0), torch.float32)
 
 
-@pytest.mark.parametrize("gelu", [False, True])
-def test_the_products_are_those_of_gate_and_up_one_behind_the_other(gelu):
+@pytest.fixture
+def hopper(monkeypatch):
+    """Asks as on a Hopper GPU with QuACK, whose kernels are those that it is given."""
+
+    def ask(agree) -> bool:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+        monkeypatch.setattr(gated, "find_spec", lambda _name: True)
+        monkeypatch.setattr(gated, "_kernels", lambda: SimpleNamespace(agree=agree))
+        return gated.known.__wrapped__(torch.device("cuda", 0), torch.bfloat16)
+
+    return ask
+
+
+def test_kernels_that_agree_are_taken_in_silence(hopper, capsys):
+    assert hopper(lambda _device: True)
+    assert capsys.readouterr().out == ""
+
+
+def test_kernels_that_give_other_results_or_do_not_run_are_left_and_that_is_said(hopper, capsys):
+    assert not hopper(lambda _device: False)
+    assert "give other results here; the activation takes a pass of its own" in capsys.readouterr().out
+
+    def broken(_device):
+        raise TypeError("unexpected keyword\nin line 3")
+
+    assert not hopper(broken)
+    assert "do not run here (TypeError: unexpected keyword); the activation" in capsys.readouterr().out
+
+
+def test_without_quack_nothing_is_tried_nor_said(hopper, monkeypatch, capsys):
+    hopper(None)
+    capsys.readouterr()
+    monkeypatch.setattr(gated, "find_spec", lambda _name: None)
+    assert not gated.known.__wrapped__(torch.device("cuda", 0), torch.bfloat16)
+    assert capsys.readouterr().out == ""
+
+
+def test_kernels_are_asked_of_the_device_of_steps_where_the_model_is_still_elsewhere(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gated, "known", lambda device, dtype: bool(asked.append((device, dtype))))
+    Fast.over(adapted("bfloat16"), device=torch.device("meta"))
+    assert asked == [(torch.device("meta"), torch.bfloat16)]
+
+
+def test_the_products_are_those_of_gate_and_up_one_behind_the_other():
     torch.manual_seed(0)
     x, weight, back = torch.randn(sum(LENGTHS), 24), torch.randn(2, 24, 40), torch.randn(24, 40)
     gate_up, out = torch.empty(len(x), 80), torch.empty(len(x), 40)
-    gated.product(x, weight.permute(1, 2, 0).flatten(1), gate_up, out, gelu)
+    gated.product(x, weight.permute(1, 2, 0).flatten(1), gate_up, out)
     behind, wanted = x @ torch.cat([*weight], 1), torch.empty_like(out)
-    ops.glu(behind, wanted, gelu)
+    ops.glu(behind, wanted, gelu=False)
     torch.testing.assert_close(out, wanted)
     torch.testing.assert_close(gate_up.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1), behind)
     result, grads = torch.empty_like(out), torch.empty_like(behind)
-    ops.glu_backward(behind, x @ back, grads, gelu)
-    gated.backward(x, back, gate_up, gate_up, gelu, result)
+    ops.glu_backward(behind, x @ back, grads, gelu=False)
+    gated.backward(x, back, gate_up, gate_up, result)
     torch.testing.assert_close(result, wanted)
     torch.testing.assert_close(gate_up.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1), grads)

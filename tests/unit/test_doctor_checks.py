@@ -8,6 +8,7 @@ import pytest
 from tunestation.doctor import checks, probe
 from tunestation.doctor.probe import GIB, Gpu, Torch
 from tunestation.pipeline import machine
+from tunestation.settings import PROJECT
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "580.95.05", (9, 0))
 WHEEL = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
@@ -39,9 +40,11 @@ def test_the_driver_must_be_as_new_as_the_cuda_of_torch_wants(driver, cuda, leve
 
 def test_a_hopper_gpu_wants_quack_and_another_is_not_asked():
     assert checks.products([Gpu("L4", "580", (8, 9))], {}) is None
-    missing = checks.products([H100], {"torch": "2.13.0"})
-    assert missing.level == "warning" and "docker/requirements-gpu.txt" in missing.remedy
-    assert checks.products([H100], {"quack-kernels": "0.6.5"}).what == "QuACK 0.6.5"
+    wanted = checks.pins((PROJECT / "docker" / "requirements-gpu.txt").read_text(encoding="utf-8"))
+    assert checks.products([H100], wanted).what == f"QuACK {wanted['quack-kernels']}"
+    for have in ({}, wanted | {"nvidia-cutlass-dsl": "1.0"}):
+        found = checks.products([H100], have)
+        assert found.level == "warning" and "nvidia-cutlass-dsl" in found.what and "docker/requirements-gpu.txt" in found.remedy
 
 
 def test_an_old_driver_is_told_with_the_version_that_is_needed():

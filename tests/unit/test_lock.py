@@ -54,12 +54,17 @@ def test_other_bytes_from_equal_inputs_on_the_same_kind_of_device_differ_whateve
     assert verdict(record(outputs="x")) == ("differs", "other bytes from equal inputs, versions and kind of device")
 
 
-@pytest.mark.parametrize("which", ["now", "then", "both"])
-def test_where_a_gpu_sums_in_no_fixed_order_other_bytes_are_compared_by_metrics(which):
-    now, then = (record(repeats=False) if which in (name, "both") else record() for name in ("now", "then"))
+@pytest.mark.parametrize(("now", "then"), [("never", "never"), ("never", "with X 1"), ("with X 1", "never"), ("with X 2", "with X 1")])
+def test_where_a_gpu_sums_in_no_fixed_order_or_by_other_means_other_bytes_are_compared_by_metrics(now, then):
+    now, then = record(repeats=now), record(repeats=then)
     assert verdict(now | {"outputs": "x", "metrics": {"loss": 2.02}}, then) == ("within tolerance", "metrics within 1.00%")
     assert verdict(now | {"outputs": "x", "metrics": {"loss": 2.2}}, then)[0] == "differs"
-    assert ("repeats" in lock.entry(then)) is (which != "now")
+    assert lock.entry(then)["repeats"] == then["repeats"]
+
+
+def test_where_both_promise_equal_bytes_by_the_same_means_others_differ():
+    assert verdict(record(outputs="x", repeats="with X 1"), record(repeats="with X 1"))[0] == "differs"
+    assert "repeats" not in lock.entry(record(repeats="always"))
 
 
 def test_other_bytes_from_other_bytes_upstream_are_compared_by_metrics():

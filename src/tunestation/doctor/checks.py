@@ -33,14 +33,16 @@ def python(version: Sequence[int] = sys.version_info) -> Finding:
     return Finding("problem", "python", f"{said} is not supported.", "Use 3.11, 3.12 or 3.13.")
 
 
-def products(found: Sequence[Gpu], installed: Mapping[str, str]) -> Finding | None:
-    """QuACK, which only GPUs of compute capability 9.0 have a use for; None without one."""
+def products(found: Sequence[Gpu], installed: Mapping[str, str], folder: Path = PROJECT / "docker") -> Finding | None:
+    """The packages of requirements-gpu.txt, which only GPUs of compute capability 9.0 have a use for; None without one."""
     if not any(one.capability == (9, 0) for one in found):
         return None
-    if "quack-kernels" in installed:
-        return Finding("ok", "products", f"QuACK {installed['quack-kernels']}")
-    remedy = "Run 'pip install --no-deps -r docker/requirements-gpu.txt', or use the image."
-    return Finding("warning", "products", "QuACK is not installed: training takes 1 to 2 % more time on such a GPU.", remedy)
+    wanted = pins((folder / "requirements-gpu.txt").read_text(encoding="utf-8"))
+    amiss = [name for name, pin in wanted.items() if installed.get(name) != pin]
+    if not amiss:
+        return Finding("ok", "products", f"QuACK {wanted['quack-kernels']}")
+    what = f"not installed as pinned: {some(amiss)}; without lora.dropout training takes 1 to 2 % more time on such a GPU."
+    return Finding("warning", "products", what, "Run 'pip install --no-deps -r docker/requirements-gpu.txt', or use the image.")
 
 
 def host(cores: float, memory: int) -> Finding:

@@ -41,6 +41,10 @@ class Job:
         return cls(**{**raw, "output": Path(raw["output"])})
 
 
+ALWAYS, NEVER = "always", "never"
+"""What `Result.repeats` may say."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a stage reports besides its output files."""
@@ -55,5 +59,5 @@ class Result:
     """What is worth keeping but is never compared (sample answers, seconds, memory)."""
     tolerances: dict[str, float] = field(default_factory=dict)
     """Metric -> relative tolerance of a new lock, where the usual one does not suit."""
-    repeats: bool = True
-    """Whether equal inputs give equal bytes on one kind of device."""
+    repeats: str = ALWAYS
+    """Whether equal inputs give equal bytes on one kind of device: ALWAYS, NEVER, or where results say the same here."""

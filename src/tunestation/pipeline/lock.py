@@ -9,6 +9,7 @@ from typing import Literal
 
 from tunestation.errors import InputError
 from tunestation.pipeline.files import read_json, write_json
+from tunestation.pipeline.job import ALWAYS, NEVER
 from tunestation.pipeline.machine import python
 from tunestation.pipeline.stage import Stage, differences
 
@@ -58,12 +59,12 @@ def entry(record: dict, before: dict | None = None) -> dict:
     }
     shared = {name: record[name] for name in ("key", "tools", "needs", "outputs", "facts", "volumes")}
     found = shared | {"metrics": metrics, "kind": record["machine"]["kind"], "python": python(record["machine"]["python"])}
-    return found if _repeats(record) else found | {"repeats": False}
+    return found if _repeats(record) == ALWAYS else found | {"repeats": record["repeats"]}
 
 
-def _repeats(found: dict) -> bool:
-    """Whether a record or a lock's entry promises equal bytes from equal inputs on one kind of device."""
-    return found.get("repeats", True)
+def _repeats(found: dict) -> str:
+    """What a record or a lock's entry says of equal bytes from equal inputs, as `Result.repeats`; older ones say nothing."""
+    return found.get("repeats", ALWAYS)
 
 
 def make(records: Mapping[str, dict], resolved: dict, recipe_digest: str, before: dict) -> dict:
@@ -96,7 +97,7 @@ def _compare(stage: Stage, record: dict, locked: dict | None) -> Comparison:
     then = locked.get("python", now)  # older locks do not name it
     if now != then and stage.exact:
         return Comparison(stage.name, "not comparable", f"other bytes under another Python: {then} -> {now}")
-    alike = record["machine"]["kind"] == locked["kind"] and _repeats(record) and _repeats(locked)
+    alike = record["machine"]["kind"] == locked["kind"] and _repeats(record) == _repeats(locked) != NEVER
     if record["needs"] == locked["needs"] and now == then and (stage.exact or alike):
         return Comparison(stage.name, "differs", "other bytes from equal inputs, versions and kind of device")
     return _compare_measures(stage, record, locked)

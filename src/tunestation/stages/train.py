@@ -15,7 +15,7 @@ from transformers.integrations import TensorBoardCallback
 from tunestation.chat.generate import batch_answers
 from tunestation.errors import InputError, Interrupted, TunestationError
 from tunestation.fetching.manifest import model_of
-from tunestation.pipeline.job import Job, Result
+from tunestation.pipeline.job import ALWAYS, NEVER, Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import nodes_training, world_size
 from tunestation.training import checkpoints, foresight, given, zero
@@ -41,7 +41,7 @@ def run(params: dict, job: Job) -> Result:
     settings, machine = params["settings"], job.machine
     _leave_out_shared_memory_op()
     _refuse_optimizer(settings["optimizer"])
-    _refuse_old_gpu(settings)
+    _refuse_old_gpu(settings, machine)
     if "adapter" in params:
         given.refuse_misfit(_adapter(params, job), job.volumes.path(model_of(job.needs["fetch"]).ref))
     if not settings["epochs"]:
@@ -68,8 +68,15 @@ def run(params: dict, job: Job) -> Result:
     trainer = _trainer(params, job, model, fast, setup, tokenizer, args, rows, lengths, held_out, order)
     result = _train(trainer, job, order, setup, max(lengths))
     step = f"transformers' own step, since {why_not}" if fast is None else f"the fast step, {fast.choice.told}"
-    repeats = not torch.cuda.is_available() or (fast is not None and fast.in_order)
-    return replace(result, repeats=repeats, observed=result.observed | {"step": step} | foresight.planned(setup, fast, rows))
+    observed = result.observed | {"step": step} | foresight.planned(setup, fast, rows)
+    return replace(result, repeats=_repeats(trainer.in_order, fast), observed=observed)
+
+
+def _repeats(in_order: bool, fast: Fast | None) -> str:
+    """What `Result.repeats` says of a training whose gradients were all summed in one order, or not."""
+    if not torch.cuda.is_available():
+        return ALWAYS
+    return fast.made_by if fast and in_order else NEVER
 
 
 def _adapter(params: dict, job: Job) -> Path:
@@ -89,12 +96,17 @@ def _refuse_optimizer(name: str) -> None:
         raise InputError(f"train.optimizer '{name}' needs a CUDA GPU, and there is none.", remedy=remedy)
 
 
-def _refuse_old_gpu(settings: dict) -> None:
-    if settings["method"] == "qlora" and settings["base"]["type"] == "fp8" and torch.cuda.is_available():
-        found = torch.cuda.get_device_capability(models.device())
-        if found < (8, 9):
-            what = f"train.base.type 'fp8' needs a GPU of compute capability 8.9 or more; this one has {found[0]}.{found[1]}."
-            raise InputError(what, remedy="Use nf4 (--set train.base.type=nf4).")
+def _refuse_old_gpu(settings: dict, machine: dict) -> None:
+    if not torch.cuda.is_available():
+        return
+    found = torch.cuda.get_device_capability(models.device())
+    has = f"this one has {found[0]}.{found[1]}."
+    if settings["method"] == "qlora" and settings["base"]["type"] == "fp8" and found < (8, 9):
+        what = f"train.base.type 'fp8' needs a GPU of compute capability 8.9 or more; {has}"
+        raise InputError(what, remedy="Use nf4 (--set train.base.type=nf4).")
+    if machine["deterministic"] and found < (8, 0):
+        what = f"runtime.deterministic needs FlashAttention, and that a GPU of compute capability 8.0 or more; {has}"
+        raise InputError(what, remedy="Leave it out (--set runtime.deterministic=false).")
 
 
 def _warn_of_small_gpu(wanted_gb: float | None) -> None:
@@ -152,7 +164,7 @@ def _fast(
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:
-        fast = Fast.over(model, host, models.device() if host.told else None)
+        fast = Fast.over(model, host, models.device())
         fast.in_order = machine["deterministic"]
         if joins:
             fast.join()
@@ -205,6 +217,7 @@ def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, leng
         train_dataset=Visits(rows, order.visits),
         eval_dataset=held_out,
         callbacks=callbacks,
+        in_order=fast is not None and fast.in_order and torch.cuda.is_available() and world_size() == 1,
     )
     return trainer
 
@@ -245,6 +258,7 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order, setup: Setup, longest
     checkpoint = checkpoints.to_resume(folder, world, partial(least, args=trainer.args))
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)
+        trainer.in_order = trainer.in_order and checkpoints.stamp_of(checkpoint).in_order
     tokens = longest * job.machine["micro_batch_size"]
     with checkpoints.trusted_classes_only(checkpoint), advised(tokens, partial(foresight.advice, setup)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -50,6 +50,8 @@ class Stamp:
     """Each node has the part of its own processes. Not written when it is 1, as whatever is as a default says."""
     joined: bool = False
     """Whether the optimizer has one weight a layer."""
+    in_order: bool = False
+    """Whether a GPU has summed all gradients up to here in one order."""
 
 
 def complete(folder: Path) -> list[Path]:

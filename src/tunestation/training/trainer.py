@@ -23,7 +23,9 @@ Collator = Callable[[list[dict]], dict]
 class RecipeTrainer(Trainer):
     """One epoch over the drawn visits; a checkpoint appears under its name only when it is complete."""
 
-    def __init__(self, *, folder: Path, keep: int, zero_stage: int, held_out: list[dict], collate: Collator, **options: object):
+    def __init__(
+        self, *, folder: Path, keep: int, zero_stage: int, held_out: list[dict], collate: Collator, in_order: bool, **options: object
+    ):
         super().__init__(compute_loss_func=mean_over_batch, data_collator=collate, **options)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -32,6 +34,8 @@ class RecipeTrainer(Trainer):
         self.zero_stage = zero_stage
         self.held_out = held_out
         self.held_out_loss: dict[int, float] = {}
+        self.in_order = in_order
+        """Whether all gradients so far were summed in one order, on one GPU."""
 
     def _get_train_sampler(self, train_dataset: object = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
@@ -103,7 +107,7 @@ class RecipeTrainer(Trainer):
     def _stamp(self, step: int) -> checkpoints.Stamp:
         micro = self.args.per_device_train_batch_size
         loss, one = self.held_out_loss.get(step), joined(self.model)
-        return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, loss, nodes_training(), one)
+        return checkpoints.Stamp(step, self.args.world_size, micro, self.zero_stage, loss, nodes_training(), one, self.in_order)
 
     def _wait(self) -> None:
         if self.args.world_size > 1:

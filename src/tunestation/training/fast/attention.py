@@ -54,7 +54,7 @@ def _varlen() -> tuple:
 
 def gradients(attention: torch.Tensor, of: tuple[torch.Tensor, ...], grad: torch.Tensor, documents: Documents) -> tuple[torch.Tensor, ...]:
     """Those of queries, keys and values, as `attend` took them, for the gradient of its result."""
-    with _one_order() if documents.in_order else nullcontext():
+    with _one_order() if documents.in_order and grad.is_cuda else nullcontext():
         return torch.autograd.grad(attention, of, grad)
 
 

@@ -59,8 +59,9 @@ class Block:
 
     @property
     def pairs(self) -> bool:
-        """Whether gate and up are two layers that can be one with their outputs in turn."""
-        return len(self.gate_up) == 2 and all(getattr(each, "base_layer", each).bias is None for each in self.gate_up)
+        """Whether gate and up are two layers that can be one with their outputs in turn, and silu is what follows."""
+        plain = all(getattr(each, "base_layer", each).bias is None for each in self.gate_up)
+        return plain and len(self.gate_up) == 2 and not self.gelu
 
     @classmethod
     def of(cls, layer: nn.Module, config: object) -> Block:

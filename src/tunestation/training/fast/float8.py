@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tunestation.training.fast import ops
-from tunestation.training.fast.projection import Gate, Input, Projection
+from tunestation.training.fast.projection import Input, Projection
 from tunestation.training.fast.weights import Buffer, Scratch
 
 
@@ -47,7 +47,7 @@ def quantise_base(model: nn.Module, device: torch.device) -> None:
 class Float8Projection(Projection):
     """The same interface over 8-bit weights: the base product in 8 bits, the adapter's share added in 16."""
 
-    BASE = False
+    BASE = PAIRS = False
 
     def __init__(self, modules: list[nn.Module], scratch: Scratch):
         super().__init__(modules, scratch)
@@ -65,7 +65,7 @@ class Float8Projection(Projection):
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
         return ops.empty_eight(len(rows), columns, rows.device)
 
-    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None, gate: Gate | None) -> torch.Tensor:
+    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
         y, tail = multiply(read.eight, self.by_rows, self._bias(), read.rows.dtype), read.rows[:, self.columns :]
         at_once = added is not None and all(member.lora for member in self.members)
         for member, (part, ranks) in zip(self.members, self.filling.parts, strict=True):

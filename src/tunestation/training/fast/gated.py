@@ -7,6 +7,7 @@ multiplied, N gates and as many ups.
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 
@@ -22,41 +23,42 @@ def known(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are kernels for these products: on a Hopper GPU, by QuACK, if small ones agree with what is written here."""
     if device.type != "cuda" or dtype != torch.bfloat16 or torch.cuda.get_device_capability(device) != HOPPER:
         return False
-    try:
-        from tunestation.training.fast import gated_kernels
-    except ImportError:
-        return False
-    try:
-        agree = all(gated_kernels.agree(device, gelu) for gelu in (False, True))
-    except Exception as error:  # a compiler that does not know the driver, say: what it raises is not documented
-        print(f"  note: QuACK's products do not run here ({type(error).__name__}); the activation takes a pass of its own", flush=True)
-        return False
-    if not agree:
-        print("  note: QuACK's products give other results here; the activation takes a pass of its own", flush=True)
-    return agree
+    return find_spec("quack") is not None and _tried(device)
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor, gelu: bool) -> None:
-    """gate_up [T, 2N] = x [T, K] @ weight [K, 2N], and out [T, N] = act(gate) * up as `ops.glu`; rows of all may be strided."""
+def _tried(device: torch.device) -> bool:
+    """Whether small products agree; if not, or if they do not run, that is said."""
+    try:
+        agree = _kernels().agree(device)
+    except Exception as error:  # another version, a missing compiler, a driver that it does not know: what they raise is not documented
+        why = f"do not run here ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
+    else:
+        why = "" if agree else "give other results here"
+    if why:
+        print(f"  note: QuACK's products {why}; the activation takes a pass of its own", flush=True)
+    return not why
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    """gate_up [T, 2N] = x [T, K] @ weight [K, 2N], and out [T, N] = silu(gate) * up as `ops.glu`; rows of all may be strided."""
     if x.is_cuda:
-        return _kernels().product(x, weight, gate_up, out, gelu)
+        return _kernels().product(x, weight, gate_up, out)
     ops.product(x, weight, gate_up)
-    gate, up = gate_up.unflatten(1, (-1, 2)).unbind(2)
-    ops.glu(torch.cat([gate, up], 1), out, gelu)
+    ops.glu(gate_up, out, gelu=False, paired=True)
 
 
 def backward(
-    grads: torch.Tensor, weight: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, result: torch.Tensor | None = None
+    grads: torch.Tensor, weight: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor, result: torch.Tensor | None = None
 ) -> None:
-    """out [T, 2N] = gradients of gate and up, and may be `gate_up`; that of act(gate) * up is grads [T, K] @ weight [K, N].
+    """out [T, 2N] = gradients of gate and up, and may be `gate_up`; that of silu(gate) * up is grads [T, K] @ weight [K, N].
 
-    act(gate) * up itself goes to `result` [T, N], if that is given.
+    silu(gate) * up itself goes to `result` [T, N], if that is given.
     """
     if grads.is_cuda:
-        return _kernels().backward(grads, weight, gate_up, out, gelu, result)
+        return _kernels().backward(grads, weight, gate_up, out, result)
     grad = torch.empty(len(grads), weight.shape[1], dtype=grads.dtype) if result is None else result
     ops.product(grads, weight, grad)
-    ops.glu_backward(gate_up, grad, out, gelu, result=result is not None, paired=True)
+    ops.glu_backward(gate_up, grad, out, gelu=False, result=result is not None, paired=True)
 
 
 def _kernels():

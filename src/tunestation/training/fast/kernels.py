@@ -149,37 +149,6 @@ def _activate(gate, GELU: tl.constexpr):
     return act, slope
 
 
-@triton.jit(do_not_specialize=["seed", "limit"])
-def _glu(
-    gate_up, gate_up_row, out, out_stride, eight, scales, dropped, seed, limit, share, columns: tl.constexpr,
-    GELU: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, columns, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        inside = at < columns
-        act, _ = _activate(tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32), GELU)
-        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
-        value = (act * up).to(out.dtype.element_ty)
-        tl.store(out + row * out_stride + at, value, inside)
-        largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
-        if DROP:
-            _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, inside)
-    if EIGHT:
-        scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
-        tl.store(scales + row, scale)
-        _copy_in_eight(out + row * out_stride, eight + row * columns, scale, columns, BLOCK)
-
-
-def glu(gate_up, out, gelu, eight, dropped=None) -> None:
-    rows, columns = out.shape
-    _glu[(rows,)](
-        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), *_drawing(dropped, out), columns,
-        GELU=gelu, EIGHT=eight is not None, DROP=dropped is not None, BLOCK=2048, num_warps=8,
-    )  # fmt: skip
-
-
 @triton.jit
 def _load_gate_up(gate_up, at, inside, columns, first, PAIRED: tl.constexpr, BLOCK: tl.constexpr):
     """Gate and up of columns `at`, which begin with `first`, of one row; read together where they lie in turn."""
@@ -200,6 +169,37 @@ def _store_gate_up(out, gate, up, at, inside, columns, first, PAIRED: tl.constex
     else:
         tl.store(out + at, gate, inside)
         tl.store(out + columns + at, up, inside)
+
+
+@triton.jit(do_not_specialize=["seed", "limit"])
+def _glu(
+    gate_up, gate_up_row, out, out_stride, eight, scales, dropped, seed, limit, share, columns: tl.constexpr,
+    GELU: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < columns
+        gate, up = _load_gate_up(gate_up + row * gate_up_row, at, inside, columns, first, PAIRED, BLOCK)
+        act, _ = _activate(gate, GELU)
+        value = (act * up).to(out.dtype.element_ty)
+        tl.store(out + row * out_stride + at, value, inside)
+        largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
+        if DROP:
+            _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, inside)
+    if EIGHT:
+        scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
+        tl.store(scales + row, scale)
+        _copy_in_eight(out + row * out_stride, eight + row * columns, scale, columns, BLOCK)
+
+
+def glu(gate_up, out, gelu, eight, dropped=None, paired=False) -> None:
+    rows, columns = out.shape
+    _glu[(rows,)](
+        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), *_drawing(dropped, out), columns,
+        GELU=gelu, EIGHT=eight is not None, DROP=dropped is not None, PAIRED=paired, BLOCK=2048, num_warps=8,
+    )  # fmt: skip
 
 
 @triton.jit

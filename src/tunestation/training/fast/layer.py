@@ -12,7 +12,7 @@ from tunestation.training.fast.adapters import Joined, Layout, Part
 from tunestation.training.fast.attention import attend, gradients
 from tunestation.training.fast.block import Block, Norm
 from tunestation.training.fast.kept import Keep, Kept
-from tunestation.training.fast.projection import Gate, Input, Projection
+from tunestation.training.fast.projection import Input, Projection
 from tunestation.training.fast.step import Given, Step
 from tunestation.training.fast.weights import Scratch
 
@@ -26,7 +26,7 @@ class Layer:
         self.qkv, self.o, self.gate_up, self.down = (
             projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
         )
-        if gated and block.pairs and self.gate_up.aligned and self.down.aligned:
+        if gated and projection.PAIRS and block.pairs and self.gate_up.aligned and self.down.aligned:
             self.gate_up = projection(block.gate_up, scratch, paired=True)
         self.projections = [self.qkv, self.o, self.gate_up, self.down]
         self.layout = Layout([each.filling for each in self.projections])
@@ -57,16 +57,21 @@ class Layer:
     def forward(self, h: torch.Tensor, step: Step) -> tuple[torch.Tensor, Kept]:
         """The layer's result [T, K]; also all that it has kept."""
         kept, read = self.attend(h, step)
-        inside, seed = self.gate_up.paired, self.seeds(step)[3]
-        found = self.down.input(h, seed) if inside else None
-        self.expand(kept, read, Gate(found.x, self.block.gelu) if inside else None)
-        del read  # its memory is free before what the last projection reads takes some
-        if not inside:
+        seed = self.seeds(step)[3]
+        if self.through(seed):
             found = self.down.input(h, seed)
-            ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped)
-        elif found.dropped:
-            ops.dropout(found.x, found.dropped.p, found.dropped.seed, found.dropped.out)
+            self.expand(kept, read, found.x)
+            return self.contract(kept, found), kept
+        self.expand(kept, read)
+        del read  # its memory is free before what the last projection reads takes some
+        found = self.down.input(h, seed)
+        ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped, self.gate_up.paired)
         return self.contract(kept, found), kept
+
+    def through(self, seed: int | None) -> bool:
+        """Whether the activation is inside of products: not where adapters add something dropped to its gradient, nor, for the same bits
+        whatever is kept, in that forward pass."""
+        return self.gate_up.paired and not self.down.drops(seed)
 
     def attend(self, h: torch.Tensor, step: Step) -> tuple[Kept, Input]:
         """The first half; also what gate and up read."""
@@ -110,9 +115,13 @@ class Layer:
         ops.copy(turned[2].flatten(1), parts[2].flatten(1))
         return None
 
-    def expand(self, kept: Kept, read: Input, gate: Gate | None = None) -> None:
-        """Gate and up from what they read, and through `gate`."""
-        kept.gate_up, kept.x_gate_up = self.gate_up.forward(read, roomy=True, keep=self.keep is Keep.MORE, gate=gate)
+    def expand(self, kept: Kept, read: Input, out: torch.Tensor | None = None) -> None:
+        """Gate and up from what they read; also what the activation makes of them, to `out` if it is inside of the product."""
+        keep = self.keep is Keep.MORE
+        if out is None:
+            kept.gate_up, kept.x_gate_up = self.gate_up.forward(read, roomy=True, keep=keep)
+        else:
+            kept.gate_up, kept.x_gate_up = self.gate_up.forward_through(read, out, keep)
         kept.tail_gate_up = _tail(read.rows, self.gate_up, kept.x_gate_up)
 
     def contract(self, kept: Kept, read: Input) -> torch.Tensor:
@@ -182,16 +191,16 @@ class Layer:
 
     def _backward_gate(self, kept: Kept, given: Given, seed: int | None) -> tuple:
         """(rows that the backward pass of gate and up reads, also in 8 bits, what the last projection read if it is made again)."""
-        made, outputs, gelu = self.down.rank > 0 and kept.x_down is None, self.gate_up.outputs, self.block.gelu
-        if self.gate_up.paired and not self.down.drops(seed):
+        made, outputs = self.down.rank > 0 and kept.x_down is None, self.gate_up.outputs
+        if self.through(seed):
             grads = self.gate_up.widened(kept.gate_up)
             x = grads.new_empty(len(grads), self.down.columns) if made else None
-            self.down.backward_through(given.rows, Gate(grads[:, :outputs], gelu, kept.gate_up, x))
+            self.down.backward_through(given.rows, kept.gate_up, grads[:, :outputs], x)
             return grads, None, x
         x = self.down.backward(given.rows, seed, given.eight)
         grads = self.gate_up.widened(kept.gate_up)
         eight = self.gate_up.eight(grads, outputs)
-        ops.glu_backward(kept.gate_up, x, grads[:, :outputs], gelu, eight, made, self.gate_up.paired)
+        ops.glu_backward(kept.gate_up, x, grads[:, :outputs], self.block.gelu, eight, made, self.gate_up.paired)
         return grads, eight, x if made else None
 
     def _backward_attention(self, h, kept: Kept, step: Step, given: Given, wanted: bool, out_qkv: Part, out_o: Part) -> torch.Tensor | None:

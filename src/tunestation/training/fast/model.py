@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class Fast:
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
         projection = Float8Projection if eight_bit else Projection
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
-        inside = not eight_bit and gated.known(device or inner.device, inner.dtype)
+        inside = projection.PAIRS and blocks[0].pairs and gated.known(device or inner.device, inner.dtype)
         layers = [Layer(block, index, projection, scratch, inside) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
         choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)
@@ -88,6 +89,11 @@ class Fast:
             stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
         )
         return fast
+
+    @property
+    def made_by(self) -> str:
+        """What its bits depend on besides the GPU and the versions that a stage's key names."""
+        return f"QuACK {version('quack-kernels')}" if self.layers[0].gate_up.paired else "no QuACK"
 
     def join(self) -> None:
         """From now on adapters learn as one weight a layer, where they are of one kind: for a GPU, which small ones keep waiting.

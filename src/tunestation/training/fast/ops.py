@@ -105,12 +105,15 @@ def rms_norm_backward(
 
 
 def glu(
-    gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, dropped: Dropped | None = None
+    gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, dropped: Dropped | None = None, paired: bool = False
 ) -> None:
-    """out [T, K] = act(gate) * up (arXiv 2002.05202), act silu or, with `gelu`, gelu by tanh; gate_up [T, 2K] holds gate, then up."""
+    """out [T, K] = act(gate) * up (arXiv 2002.05202), act silu or, with `gelu`, gelu by tanh.
+
+    gate_up [T, 2K] holds gate, then up; with `paired` they lie in turn.
+    """
     if gate_up.is_cuda:
-        return _kernels().glu(gate_up, out, gelu, eight, dropped)
-    gate, up = gate_up.float().chunk(2, 1)
+        return _kernels().glu(gate_up, out, gelu, eight, dropped, paired)
+    gate, up = _gate_and_up(gate_up, paired)
     out.copy_((functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)) * up)
     _fill(eight, out, dropped)
 
@@ -130,7 +133,7 @@ def glu_backward(
     """
     if gate_up.is_cuda:
         return _kernels().glu_backward(gate_up, grad, out, gelu, eight, result, paired)
-    gate, up = gate_up.float().unflatten(1, (-1, 2)).unbind(2) if paired else gate_up.float().chunk(2, 1)
+    gate, up = _gate_and_up(gate_up, paired)
     g, (act, slope) = grad.float(), _activate(gate, gelu)
     found = act * up if result else None
     gradients = g * up * slope, g * act
@@ -138,6 +141,10 @@ def glu_backward(
     if result:
         grad.copy_(found)
     _fill(eight, out)
+
+
+def _gate_and_up(gate_up: torch.Tensor, paired: bool) -> tuple[torch.Tensor, ...]:
+    return gate_up.float().unflatten(1, (-1, 2)).unbind(2) if paired else gate_up.float().chunk(2, 1)
 
 
 def _activate(gate: torch.Tensor, gelu: bool) -> tuple[torch.Tensor, torch.Tensor]:

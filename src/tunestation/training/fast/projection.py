@@ -12,7 +12,6 @@ A 4-bit base is dequantised straight into that buffer: one for all layers, or on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -35,35 +34,28 @@ class Input:
     """What adapters read, if not x itself."""
 
 
-class Gate(NamedTuple):
-    """An activation inside of a product: that of its result, or the one whose result's gradient the product is."""
-
-    out: torch.Tensor
-    """Where act(gate) * up goes [T, N], or in a backward pass the gradients of gate and up [T, 2N]."""
-    gelu: bool
-    gate_up: torch.Tensor | None = None
-    """In a backward pass: gate and up [T, 2N], in turn."""
-    result: torch.Tensor | None = None
-    """In a backward pass: where act(gate) * up goes, if it is wanted again."""
-
-
 class Projection:
     """Layers on one input; `forward` and `backward` leave the elementwise work around them to the decoder layer."""
 
     BASE = True
     """Whether products read the base weights from the buffer."""
+    PAIRS = True
+    """Whether it can have the outputs of two members in turn."""
 
     def __init__(self, modules: list[nn.Module], scratch: Scratch, paired: bool = False):
         self.members = [Member(module) for module in modules]
         self.scratch = scratch
         self.kept: Buffer | None = None
-        self.paired = paired
-        """Whether outputs of two members lie in turn."""
         self.filling = Filling(self.members, self.BASE, paired)
         self.outputs, self.columns, self.rank, _ = self.filling.shape
         self.adapted = [part for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
         """Where outputs and ranks of adapted members lie among those of all."""
         self.p = max(member.dropout for member in self.members)
+
+    @property
+    def paired(self) -> bool:
+        """Whether outputs of two members lie in turn."""
+        return self.filling.paired
 
     @property
     def aligned(self) -> bool:
@@ -97,26 +89,33 @@ class Projection:
             self.filling.fill(self.kept, base=True)
 
     def forward(
-        self, read: Input, roomy: bool = False, added: torch.Tensor | None = None, keep: bool = False, gate: Gate | None = None
+        self, read: Input, roomy: bool = False, added: torch.Tensor | None = None, keep: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """y [T, N], plus `added`, and through `gate`; completes the rows of `read` with the adapter's share.
+        """y [T, N], plus `added`; completes the rows of `read` with the adapter's share.
 
         `roomy`: behind each row of y there is room for what `backward` adds, so that y's gradient can take y's place (see `widened`).
         With `keep` also what adapters have read [T, K], which may be a view of these rows; None without adapters.
         """
+        buffer, kept = self._begin(read, keep)
+        return self._multiply(read, buffer, roomy, added), kept
+
+    def forward_through(self, read: Input, out: torch.Tensor, keep: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `forward`, roomy, where y is gate and up in turn; silu(gate) * up goes to `out` [T, N / 2] at once."""
+        buffer, kept = self._begin(read, keep)
+        y = self.gradient(read.rows)[:, : self.outputs]
+        gated.product(read.rows, buffer.forward, y, out)
+        return y, kept
+
+    def _begin(self, read: Input, keep: bool) -> tuple[Buffer, torch.Tensor | None]:
+        """The buffer, once rows have the adapter's share; with `keep` what adapters have read, whose memory is else free by then."""
         buffer = self._weights(read.rows, refresh=True)
         kept = self._share(read, buffer.a) if self.rank else None
-        if not keep:
-            kept = None  # its memory is free before the product takes some
-        return self._multiply(read, buffer, roomy, added, gate), kept
+        return buffer, kept if keep else None
 
-    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None, gate: Gate | None) -> torch.Tensor:
+    def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
         """y of completed rows."""
         rows, bias = read.rows, self._bias()
         out = self.gradient(rows)[:, : self.outputs] if roomy else rows.new_empty(len(rows), self.outputs)
-        if gate:
-            gated.product(rows, buffer.forward, out, gate.out, gate.gelu)
-            return out
         ops.product(rows, buffer.forward, out) if bias is None else torch.addmm(bias, rows, buffer.forward, out=out)
         return out if added is None else out.add_(added)
 
@@ -142,10 +141,13 @@ class Projection:
         buffer = self._complete(grads, wanted)
         return self._multiply_back(grads, buffer, seed, eight) if wanted else None
 
-    def backward_through(self, grads: torch.Tensor, gate: Gate) -> None:
-        """As `backward`, dx going on through `gate` at once; only where nothing `drops`."""
+    def backward_through(self, grads: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor, result: torch.Tensor | None) -> None:
+        """As `backward`, where x was silu(gate) * up: gradients of gate and up to `out`, x itself to `result`, as `gated.backward`.
+
+        Only where nothing `drops`.
+        """
         buffer = self._complete(grads, True)
-        gated.backward(grads, buffer.backward, gate.gate_up, gate.out, gate.gelu, gate.result)
+        gated.backward(grads, buffer.backward, gate_up, out, result)
 
     def _complete(self, grads: torch.Tensor, base: bool) -> Buffer:
         """The buffer, once `grads` have the adapter's share."""
