@@ -1,5 +1,6 @@
 """Products with the activation inside of them, written out on the CPU: a model whose gate and up lie in turn learns what any other does."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +99,7 @@ def hopper(monkeypatch):
 
     def ask(agree) -> bool:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+        monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
         monkeypatch.setattr(gated, "find_spec", lambda _name: True)
         monkeypatch.setattr(gated, "_kernels", lambda: SimpleNamespace(agree=agree))
         return gated.known.__wrapped__(torch.device("cuda", 0), torch.bfloat16)

@@ -29,7 +29,8 @@ def known(device: torch.device, dtype: torch.dtype) -> bool:
 def _tried(device: torch.device) -> bool:
     """Whether small products agree; if not, or if they do not run, that is said."""
     try:
-        agree = _kernels().agree(device)
+        with torch.cuda.device(device):
+            agree = _kernels().agree(device)
     except Exception as error:  # another version, a missing compiler, a driver that it does not know: what they raise is not documented
         why = f"do not run here ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
     else:

@@ -58,14 +58,12 @@ class Layer:
         """The layer's result [T, K]; also all that it has kept."""
         kept, read = self.attend(h, step)
         seed = self.seeds(step)[3]
-        if self.through(seed):
+        found = self.down.input(h, seed) if self.through(seed) else None
+        self.expand(kept, read, found and found.x)
+        del read  # its memory is free before what comes next takes some
+        if found is None:
             found = self.down.input(h, seed)
-            self.expand(kept, read, found.x)
-            return self.contract(kept, found), kept
-        self.expand(kept, read)
-        del read  # its memory is free before what the last projection reads takes some
-        found = self.down.input(h, seed)
-        ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped, self.gate_up.paired)
+            ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped, self.gate_up.paired)
         return self.contract(kept, found), kept
 
     def through(self, seed: int | None) -> bool:
