@@ -41,8 +41,8 @@ COPY src /opt/tunestation/src
 RUN python -m compileall -q /opt/tunestation/src \
     && python /opt/tunestation/docker/sbom.py > /opt/tunestation/sbom.cdx.json
 # Everything is said here, not in the entry point: some providers replace that. What is compiled at run time (DeepSpeed's ops, kernels
-# of Triton, QuACK and Inductor) goes to the cache volume, and is compiled for the machine at hand once, not at each start. The library path has
-# the driver's folders alone: torch shall find the CUDA libraries of the lock, not those of the base.
+# of Triton, QuACK and Inductor) goes to the cache volume, and is compiled for the machine at hand once, not at each start. The library
+# path has the driver's folders alone: torch shall find the CUDA libraries of the lock, not those of the base.
 ENV TUNE_HOME=/volumes \
     TUNE_RUNNER=here \
     TUNE_LISTEN=0.0.0.0 \

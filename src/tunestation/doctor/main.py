@@ -71,9 +71,10 @@ def _cuda(torch: probe.Torch | str | None) -> str | None:
 
 
 def _rest(gpus: Sequence[probe.Gpu], torch: probe.Torch | str | None, offline: bool) -> Iterator[Finding]:
-    yield checks.versions(checks.installed_versions())
+    installed = checks.installed_versions()
+    yield checks.versions(installed)
     yield checks.compiler(gpus, _cuda(torch))
-    if products := checks.products(gpus, checks.installed_versions()):
+    if products := checks.products(gpus, installed):
         yield products
     yield checks.host(probe.processors(), probe.memory_bytes())
     provider = providers.recognise()

@@ -17,9 +17,9 @@ from tunestation.pipeline.workers import Workers
 from tunestation.settings import visible_gpus_variable
 
 STACK = (
-    *("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate"),
-    *("datasets", "tokenizers", "safetensors", "gradio", "quack-kernels"),
-)
+    "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "quack-kernels",
+    "datasets", "tokenizers", "safetensors", "gradio",
+)  # fmt: skip
 
 
 @cache

@@ -21,12 +21,12 @@ class Layer:
     """Runs one decoder layer of a Llama-like model over the weights of its modules."""
 
     def __init__(self, block: Block, index: int, projection: type[Projection], scratch: Scratch, gated: bool = False):
-        """`gated`: products may have the activation inside of them."""
+        """`gated`: the activation goes inside of products, if the MLP's rows begin where these want it."""
         self.block, self.index = block, index
         self.qkv, self.o, self.gate_up, self.down = (
             projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
         )
-        if gated and projection.PAIRS and block.pairs and self.gate_up.aligned and self.down.aligned:
+        if gated and self.gate_up.aligned and self.down.aligned:
             self.gate_up = projection(block.gate_up, scratch, paired=True)
         self.projections = [self.qkv, self.o, self.gate_up, self.down]
         self.layout = Layout([each.filling for each in self.projections])

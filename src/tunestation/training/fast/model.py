@@ -79,7 +79,7 @@ class Fast:
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
         projection = Float8Projection if eight_bit else Projection
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
-        inside = projection.PAIRS and blocks[0].pairs and gated.known(device or inner.device, inner.dtype)
+        inside = not eight_bit and blocks[0].pairs and gated.known(device or inner.device, inner.dtype)
         layers = [Layer(block, index, projection, scratch, inside) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
         choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)

@@ -39,8 +39,6 @@ class Projection:
 
     BASE = True
     """Whether products read the base weights from the buffer."""
-    PAIRS = True
-    """Whether it can have the outputs of two members in turn."""
 
     def __init__(self, modules: list[nn.Module], scratch: Scratch, paired: bool = False):
         self.members = [Member(module) for module in modules]

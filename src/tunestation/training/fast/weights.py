@@ -155,8 +155,8 @@ class Filling:
         if not self.known:
             self._look_up(buffer.b.device)
         matrix = buffer.base if base else None
-        sizes = self.sizes, self.ranks, self.scales
-        product_kernels.fill(self.addresses[1], matrix, buffer, *sizes, self.nested, self.wide, self.paired)
+        members = self.sizes, self.ranks, self.scales
+        product_kernels.fill(self.addresses[1], matrix, buffer, *members, self.nested, self.wide, self.paired)
 
     def _look_up(self, device: torch.device) -> None:
         found = [address for member in self.members for address in _addresses(member, self.four_bit)]
