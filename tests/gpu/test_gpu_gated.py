@@ -69,6 +69,21 @@ def test_the_activation_is_exact_to_rounding_at_every_gate(kernels):
     assert ((out[0].double() - wanted).abs() <= 2**-8 * wanted.abs() + 1e-12).all()
 
 
+@pytest.mark.parametrize("tokens", [2049, 777])
+def test_what_is_added_to_the_gradient_of_an_activation_reaches_gate_and_up(kernels, tokens):
+    x, wide, narrow = given(tokens, 1152, 2720)
+    gate_up, out = room(tokens, 5440), room(tokens, 2720)
+    kernels.product(x, wide, gate_up, out)
+    added = 30 * torch.randn(tokens, 2720, device="cuda", dtype=torch.bfloat16)
+    wanted = torch.empty(tokens, 5440, dtype=torch.bfloat16)
+    gated.backward(x.cpu(), narrow.cpu(), gate_up.cpu(), wanted, None, added.cpu())
+    for result in (None, added.clone()):
+        grads = room(tokens, 5440)
+        kernels.backward(x, narrow, gate_up, grads, result, added if result is None else result)
+        assert (grads.cpu().float() - wanted.float()).norm() <= 1e-2 * wanted.float().norm()
+        assert result is None or torch.equal(result, out)
+
+
 def test_gradients_may_take_the_place_of_gate_and_up(kernels):
     x, wide, narrow = given(4096, 1152, 2720)
     gate_up, out, grads = room(4096, 5440), room(4096, 2720), room(4096, 5440)
@@ -108,15 +123,13 @@ def test_inside_or_after_the_product_an_activation_is_as_near_to_32_bits(monkeyp
     assert mine < 1.05 * other
 
 
-def test_with_dropout_gate_and_up_in_turn_give_the_bits_of_one_behind_the_other(monkeypatch):
+def test_with_dropout_it_learns_what_an_activation_after_its_product_does(monkeypatch):
     found = []
     for inside in (True, False):
         monkeypatch.setattr(gated, "known", lambda _device, _dtype, inside=inside: inside)
         model = adapted("nf4", dropout=0.2).cuda().train()
-        fast = Fast.over(model)
-        fast.in_order = True
-        fast.keep(choice([Keep.MORE] * 3))
+        Fast.over(model).keep(choice([Keep.MORE] * 3))
         torch.manual_seed(5)
         found.append(learned(model, batch_on_gpu(documents())))
-    assert found[0][0] == found[1][0]
-    assert max(errors(*found).values()) < 2e-3
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
+    assert max(errors(*found).values()) < 3e-2

@@ -32,26 +32,25 @@ class Driver:
 
 def launches(capability: int) -> None:
     """Each kernel as layers launch it: with and without residuals and dropout, either activation, 8-bit copies where a GPU has them."""
-    from tunestation.training.fast import kernels, low_rank_kernels, ops, product_kernels, rotary_kernels
+    from tunestation.training.fast import dropping_kernels, kernels, low_rank_kernels, ops, product_kernels, rotary_kernels
+    from tunestation.training.fast.dropping import Dropped
     from tunestation.training.fast.weights import Buffer
 
     low_rank_kernels.ample = lambda _device: capability in (90, 100)
     h, wide, weight, table = torch.empty(4, 320).bfloat16(), torch.empty(4, 640).bfloat16(), torch.empty(320).bfloat16(), torch.empty(4, 32)
     heads, losses = torch.empty(4, 20, 64).bfloat16(), torch.empty(4)
     eights = [ops.empty_eight(4, 320, h.device)] if capability >= 89 else []
-    drawn = ops.Dropped(h, 0.1, 5)
+    drawn = Dropped(h, 0.1, 5)
     for eight in (None, *eights):
         kernels.rms_norm(h, weight, 1e-6, h, None, None, eight, drawn)
         kernels.rms_norm(h, weight, 1e-6, h, h, h, eight)
         for gelu in (False, True):
             kernels.glu(wide, h, gelu, eight, None if gelu else drawn)
             kernels.glu_backward(wide, h, wide, gelu, eight, result=gelu)
-            kernels.glu(wide, h, gelu, None, drawn, paired=True)
-            kernels.glu_backward(wide, h, wide, gelu, None, paired=True)
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, h, eight, result=eight is None)
     for other in (None, h):
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
-    kernels.dropout(h, 0.1, 5, h)
+    dropping_kernels.dropout(h, 0.1, 5, h)
     rotary_kernels.rotate(heads, table, table, heads, 1)
     rotary_kernels.norm_rotate(heads, weight, 1e-6, table, table, heads)
     rotary_kernels.norm_rotate_backward(heads, heads, weight, 1e-6, table, table, heads)
@@ -67,6 +66,7 @@ def launches(capability: int) -> None:
         b = torch.empty(rank, 320).bfloat16().t() if turned else torch.empty(320, rank).bfloat16()
         for added, p in ((None, 0.0), (None, 0.5), (tall, 0.0), (tall, 0.1)):
             low_rank_kernels.add_low_rank(tall, tails[:, :rank], b, added, p, 5)
+        low_rank_kernels.dropped_low_rank(tails[:, :rank], b, tall, 0.1, 5)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):

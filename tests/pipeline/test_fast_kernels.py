@@ -13,7 +13,15 @@ DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 """Of what kernels read and write; the interpreter cuts bfloat16 and 8-bit floats off instead of rounding them."""
 pytest.importorskip("triton")
 
-from tunestation.training.fast import kernels, low_rank_kernels, ops, product_kernels, rotary_kernels  # noqa: E402
+from tunestation.training.fast import (  # noqa: E402
+    dropping,
+    dropping_kernels,
+    kernels,
+    low_rank_kernels,
+    ops,
+    product_kernels,
+    rotary_kernels,
+)
 from tunestation.training.fast.attention import Documents, attend  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -53,7 +61,7 @@ def eights(rows, columns, wanted):
 def dropped(rows, columns, wanted):
     """Room for what dropout leaves, on the CPU and where kernels run."""
     spaces = [torch.full((rows, columns), float("nan"), dtype=DTYPE, device=device) for device in ("cpu", DEVICE)]
-    return [ops.Dropped(space, 0.3, 2**31 - 5) if wanted else None for space in spaces]
+    return [dropping.Dropped(space, 0.3, 2**31 - 5) if wanted else None for space in spaces]
 
 
 def near_dropped(found, wanted):
@@ -125,22 +133,6 @@ def test_gated_units_and_their_gradient(columns, eight, gelu):
     near(outs[1], outs[0])
     near(theirs, before)
     near(grads, before, 0)
-
-
-@pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("columns", [COLUMNS, 5000])
-def test_gated_units_and_their_gradient_where_gate_and_up_lie_in_turn(columns, gelu):
-    gate_up, outs, drawn = numbers(ROWS, 2 * columns), strided(ROWS, columns), dropped(ROWS, columns, not gelu)
-    ops.glu(gate_up, outs[0], gelu, None, drawn[0], paired=True)
-    kernels.glu(moved(gate_up), outs[1], gelu, None, drawn[1], paired=True)
-    near(outs[1], outs[0])
-    near_dropped(drawn[1], drawn[0])
-    grads, outs = numbers(ROWS, columns), strided(ROWS, 2 * columns)
-    theirs = moved(grads)
-    ops.glu_backward(gate_up, grads, outs[0], gelu, paired=True)
-    kernels.glu_backward(moved(gate_up), theirs, outs[1], gelu, None, paired=True)
-    near(outs[1], outs[0])
-    near(theirs, grads)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -222,6 +214,16 @@ def test_a_product_of_low_rank_is_dropped_in_places_and_comes_with_another_summa
     near(outs[1], outs[0], 1e-2)
 
 
+@pytest.mark.parametrize("rank", [8, 64, 192])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_dropped_product_of_low_rank_alone(rows_of_tiles, rank, turned):
+    tail, b, outs = numbers(rows_of_tiles, rank), numbers(rank, 200).t() if turned else numbers(200, rank), strided(rows_of_tiles, 200)
+    ops.dropped_low_rank(tail, b, outs[0], 0.3, 2**31 - 5)
+    low_rank_kernels.dropped_low_rank(moved(tail), moved(b), outs[1], 0.3, 2**31 - 5)
+    near(outs[1], outs[0], 1e-2)
+    assert 0.2 < (outs[1] == 0).float().mean() < 0.4
+
+
 @pytest.mark.parametrize("columns", [1000, 9001])
 def test_cross_entropy(columns):
     logits, targets = numbers(ROWS, columns) * 3, torch.randint(columns, (ROWS,))
@@ -232,10 +234,11 @@ def test_cross_entropy(columns):
     near(theirs, logits)
 
 
-def test_dropout_draws_the_same_mask():
-    x, outs = numbers(ROWS, COLUMNS), strided(ROWS, COLUMNS)
-    ops.dropout(x, 0.3, 2**31 - 5, outs[0])
-    kernels.dropout(moved(x), 0.3, 2**31 - 5, outs[1])
+@pytest.mark.parametrize("columns", [COLUMNS, 2049])
+def test_dropout_draws_the_same_mask(columns):
+    x, outs = numbers(ROWS, columns), strided(ROWS, columns)
+    dropping.dropout(x, 0.3, 2**31 - 5, outs[0])
+    dropping_kernels.dropout(moved(x), 0.3, 2**31 - 5, outs[1])
     near(outs[1], outs[0], 1e-3)
 
 

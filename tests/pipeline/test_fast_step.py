@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tunestation.training import memory
 from tunestation.training.batches import Collate, lay
-from tunestation.training.fast import ops
+from tunestation.training.fast.dropping import draws, dropout
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
 from tunestation.training.loss import IGNORE, of_outputs
@@ -259,17 +259,27 @@ class Mask(nn.Module):
 
     def forward(self, x):
         mask = torch.empty_like(x[0])
-        ops.dropout(torch.ones_like(x[0]), self.p, self.seed, mask)
+        dropout(torch.ones_like(x[0]), self.p, self.seed, mask)
         return x * mask
 
 
 def test_dropout_keeps_the_right_share_and_draws_anew_for_each_seed():
     x, out = torch.ones(400, 500), torch.empty(2, 400, 500)
     for index in range(2):
-        ops.dropout(x, 0.1, 77 + index, out[index])
+        dropout(x, 0.1, 77 + index, out[index])
     kept = out != 0
     assert (out[kept] == pytest.approx(1 / 0.9)) and kept.float().mean() == pytest.approx(0.9, abs=0.003)
     assert (kept[0] & kept[1]).float().mean() == pytest.approx(0.81, abs=0.004)
+    beside, below = kept[:, :, 1:] & kept[:, :, :-1], kept[:, 1:] & kept[:, :-1]
+    for neighbours in (beside[:, :, ::2], beside[:, :, 1::2], below):
+        assert neighbours.float().mean() == pytest.approx(0.81, abs=0.004)
+
+
+def test_dropout_numbers_places_by_row_and_column_whatever_the_width():
+    """Each of 2^16 draws is as likely as another, and a row of odd width begins a pair of its own."""
+    drawn = draws(1024, 1023, 5, torch.device("cpu"))
+    assert drawn.min() >= 0 and drawn.max() < 2**16 and drawn.unique().numel() > 2**16 * 0.999
+    assert torch.equal(drawn, draws(1024, 1024, 5, torch.device("cpu"))[:, :-1])
 
 
 def test_held_out_loss_and_answers_take_the_same_weights():

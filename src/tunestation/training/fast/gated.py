@@ -45,21 +45,35 @@ def product(x: torch.Tensor, weight: torch.Tensor, gate_up: torch.Tensor, out: t
     if x.is_cuda:
         return _kernels().product(x, weight, gate_up, out)
     ops.product(x, weight, gate_up)
-    ops.glu(gate_up, out, gelu=False, paired=True)
+    ops.glu(_behind(gate_up), out, gelu=False)
 
 
 def backward(
-    grads: torch.Tensor, weight: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor, result: torch.Tensor | None = None
+    grads: torch.Tensor,
+    weight: torch.Tensor,
+    gate_up: torch.Tensor,
+    out: torch.Tensor,
+    result: torch.Tensor | None = None,
+    added: torch.Tensor | None = None,
 ) -> None:
-    """out [T, 2N] = gradients of gate and up, and may be `gate_up`; that of silu(gate) * up is grads [T, K] @ weight [K, N].
+    """out [T, 2N] = gradients of gate and up, and may be `gate_up`.
 
-    silu(gate) * up itself goes to `result` [T, N], if that is given.
+    That of silu(gate) * up is grads [T, K] @ weight [K, N], plus `added` [T, N]. silu(gate) * up itself goes to `result` [T, N], if that
+    is given, which may be `added`.
     """
     if grads.is_cuda:
-        return _kernels().backward(grads, weight, gate_up, out, result)
-    grad = torch.empty(len(grads), weight.shape[1], dtype=grads.dtype) if result is None else result
-    ops.product(grads, weight, grad)
-    ops.glu_backward(gate_up, grad, out, gelu=False, result=result is not None, paired=True)
+        return _kernels().backward(grads, weight, gate_up, out, result, added)
+    grad = grads @ weight if added is None else (grads @ weight).add_(added)
+    behind = _behind(gate_up)
+    ops.glu_backward(behind, grad, behind, gelu=False, result=result is not None)
+    out.copy_(behind.unflatten(1, (2, -1)).transpose(1, 2).flatten(1))
+    if result is not None:
+        result.copy_(grad)
+
+
+def _behind(in_turn: torch.Tensor) -> torch.Tensor:
+    """Gates [T, N] and ups [T, N], side by side, of what lies in turn."""
+    return in_turn.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)
 
 
 def _kernels():

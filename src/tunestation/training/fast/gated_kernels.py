@@ -31,44 +31,69 @@ def _activated(acc):
     return {"D": pack(gate, up), "activated": activated}
 
 
+def _gradients_of(grad, c):
+    """(those of gate and up, what the activation makes of them) from the pair `c` of gate and up."""
+    gate, up = unpack(c)
+    d_gate, d_up, activated = dswiglu(gate, up, grad)
+    return pack(d_gate, d_up), activated
+
+
 @gemm_epilogue(mode="packed_cd_b16x2")
 def _gradients(acc, c):
-    gate, up = unpack(c)
-    d_gate, d_up, _ = dswiglu(gate, up, acc)
-    return {"D": pack(d_gate, d_up)}
+    return {"D": _gradients_of(acc, c)[0]}
+
+
+@gemm_epilogue(mode="packed_cd_b16x2")
+def _gradients_with(acc, c, added):
+    return {"D": _gradients_of(acc + added, c)[0]}
 
 
 @gemm_epilogue(outputs=("activated",), mode="packed_cd_b16x2")
 def _gradients_and_activated(acc, c):
-    gate, up = unpack(c)
-    d_gate, d_up, activated = dswiglu(gate, up, acc)
-    return {"D": pack(d_gate, d_up), "activated": activated}
+    both, activated = _gradients_of(acc, c)
+    return {"D": both, "activated": activated}
+
+
+@gemm_epilogue(outputs=("activated",), mode="packed_cd_b16x2")
+def _gradients_and_activated_with(acc, c, added):
+    both, activated = _gradients_of(acc + added, c)
+    return {"D": both, "activated": activated}
 
 
 def product(x, weight, gate_up, out) -> None:
     _activated(x, weight, out={"D": gate_up, "activated": out}, config=CONFIG)
 
 
-def backward(grads, weight, gate_up, out, result=None) -> None:
-    if result is None:
-        _gradients(grads, weight, gate_up, out={"D": out}, config=CONFIG)
+def backward(grads, weight, gate_up, out, result=None, added=None) -> None:
+    outs = {"D": out} if result is None else {"D": out, "activated": result}
+    if added is None:
+        (_gradients if result is None else _gradients_and_activated)(grads, weight, gate_up, out=outs, config=CONFIG)
     else:
-        _gradients_and_activated(grads, weight, gate_up, out={"D": out, "activated": result}, config=CONFIG)
+        with_added = _gradients_with if result is None else _gradients_and_activated_with
+        with_added(grads, weight, gate_up, added=added, out=outs, config=CONFIG)
 
 
 def agree(device: torch.device) -> bool:
     """Whether small products on `device` give what the same give on a CPU, to within the rounding of bfloat16."""
-    from tunestation.training.fast import gated
-
     generator = torch.Generator().manual_seed(0)
     x, wide, narrow = (torch.randn(shape, generator=generator).bfloat16() for shape in ((96, 64), (64, 512), (64, 256)))
-    found = []
-    for where in (torch.device("cpu"), device):
-        gate_up, out, result = (torch.empty(96, columns, dtype=torch.bfloat16, device=where) for columns in (512, 256, 256))
-        given = x.to(where), wide.to(where)
-        gated.product(*given, gate_up, out)
-        gradient = torch.empty_like(gate_up)
-        gated.backward(given[0], narrow.to(where), gate_up, gradient, result)
-        gated.backward(given[0], narrow.to(where), gate_up, gate_up)
-        found.append([each.cpu().float() for each in (gate_up, out, gradient, result)])
-    return all((mine - wanted).norm() <= 1e-2 * wanted.norm() for wanted, mine in zip(*found, strict=True))
+    every = [_every(*(each.to(where) for each in (x, wide, narrow))) for where in (torch.device("cpu"), device)]
+    pairs = [(mine.cpu().float(), wanted.float()) for wanted, mine in zip(*every, strict=True)]
+    return all((mine - wanted).norm() <= 1e-2 * wanted.norm() for mine, wanted in pairs)
+
+
+def _every(x, wide, narrow) -> list[torch.Tensor]:
+    """What each kernel makes of these, the last ones in place."""
+    from tunestation.training.fast import gated
+
+    gate_up, out = x.new_empty(len(x), wide.shape[1]), x.new_empty(len(x), narrow.shape[1])
+    gated.product(x, wide, gate_up, out)
+    found = [gate_up.clone(), out]
+    for added in (None, out):
+        result = None if added is None else added.clone()
+        both = torch.empty_like(gate_up)
+        gated.backward(x, narrow, gate_up, both, torch.empty_like(out) if result is None else result, result)
+        there = gate_up.clone()
+        gated.backward(x, narrow, there, there, None, added)
+        found += [both, there]
+    return found

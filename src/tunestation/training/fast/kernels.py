@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tunestation.training.fast.grids import pieces, power_of_2
+from tunestation.training.fast.dropping_kernels import drawing, store_dropped
+from tunestation.training.fast.grids import power_of_2
 
 
 def _warps(columns: int) -> int:
@@ -25,37 +26,9 @@ def _store_eight(value, eight, scales, row, at, columns, inside):
     tl.store(eight + row * columns + at, (value / scale).to(eight.dtype.element_ty), inside)
 
 
-@triton.jit
-def _multiply_bits(x):
-    x *= 0x7FEB352D
-    x ^= x >> 15
-    x *= 0x846CA68B
-    return x
-
-
-@triton.jit
-def _kept(row, column, columns, seed, limit):
-    """Which places dropout keeps, as `ops.dropout` numbers them. Where its two hashes meet, shifts cancel but for the seed's."""
-    index, seed = (row * columns).to(tl.uint32) + column.to(tl.uint32), seed.to(tl.uint32)
-    x = _multiply_bits(_multiply_bits(index ^ (index >> 16)) ^ (seed ^ (seed >> 16)))
-    return (x ^ (x >> 16)) >= limit.to(tl.uint32)
-
-
-@triton.jit
-def _store_dropped(value, target, row, at, columns, seed, limit, share, inside):
-    """What a row holds at `at` to `target`, where the row starts, with dropout; `ops.dropout` says how."""
-    kept = tl.where(_kept(row, at, columns, seed, limit), value.to(tl.float32) * share, 0.0)
-    tl.store(target + at, kept, inside)
-
-
-def drawing(p, seed) -> tuple:
-    """Arguments of a kernel that drops: seed, limit, and what a kept value is multiplied with."""
-    return seed, int(p * 2**32), 1 / (1 - p)
-
-
-def _drawing(dropped, other) -> tuple:
-    """The same of a kernel that may drop, behind where to."""
-    return (other, *drawing(0, 0)) if dropped is None else (dropped.out, *drawing(dropped.p, dropped.seed))
+def _drawing(drop, other) -> tuple:
+    """Arguments of a kernel that may drop: where to, and `drawing`."""
+    return (other, *drawing(0, 0)) if drop is None else (drop.out, *drawing(drop.p, drop.seed))
 
 
 @triton.jit(do_not_specialize=["seed", "limit"])
@@ -77,16 +50,16 @@ def _rms_norm(
     if EIGHT:
         _store_eight(value.to(tl.float32), eight, scales, row, at, columns, inside)
     if DROP:
-        _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, inside)
+        store_dropped(value, dropped + row * columns, row, 0, columns, seed, limit, share, BLOCK)
 
 
-def rms_norm(h, weight, eps, out, added, total, eight, dropped=None) -> None:
+def rms_norm(h, weight, eps, out, added, total, eight, drop=None) -> None:
     rows, columns = h.shape
     other = h if added is None else added
     target = h if total is None else total
     _rms_norm[(rows,)](
-        h, other, weight, target, out, out.stride(0), *(eight or (h, h)), *_drawing(dropped, h), columns, eps,
-        ADD=added is not None, EIGHT=eight is not None, DROP=dropped is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
+        h, other, weight, target, out, out.stride(0), *(eight or (h, h)), *_drawing(drop, h), columns, eps,
+        ADD=added is not None, EIGHT=eight is not None, DROP=drop is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
 
 
@@ -149,75 +122,56 @@ def _activate(gate, GELU: tl.constexpr):
     return act, slope
 
 
-@triton.jit
-def _load_gate_up(gate_up, at, inside, columns, first, PAIRED: tl.constexpr, BLOCK: tl.constexpr):
-    """Gate and up of columns `at`, which begin with `first`, of one row; read together where they lie in turn."""
-    if PAIRED:
-        both = 2 * first + tl.arange(0, 2 * BLOCK)
-        gate, up = tl.split(tl.reshape(tl.load(gate_up + both, both < 2 * columns, 0), [BLOCK, 2]))
-    else:
-        gate, up = tl.load(gate_up + at, inside, 0), tl.load(gate_up + columns + at, inside, 0)
-    return gate.to(tl.float32), up.to(tl.float32)
-
-
-@triton.jit
-def _store_gate_up(out, gate, up, at, inside, columns, first, PAIRED: tl.constexpr, BLOCK: tl.constexpr):
-    """As `_load_gate_up` reads them."""
-    if PAIRED:
-        both = 2 * first + tl.arange(0, 2 * BLOCK)
-        tl.store(out + both, tl.interleave(gate, up), both < 2 * columns)
-    else:
-        tl.store(out + at, gate, inside)
-        tl.store(out + columns + at, up, inside)
-
-
 @triton.jit(do_not_specialize=["seed", "limit"])
 def _glu(
     gate_up, gate_up_row, out, out_stride, eight, scales, dropped, seed, limit, share, columns: tl.constexpr,
-    GELU: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
+    GELU: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate, up = _load_gate_up(gate_up + row * gate_up_row, at, inside, columns, first, PAIRED, BLOCK)
+        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
+        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
         act, _ = _activate(gate, GELU)
         value = (act * up).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, value, inside)
         largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
         if DROP:
-            _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, inside)
+            store_dropped(value, dropped + row * columns, row, first, columns, seed, limit, share, BLOCK)
     if EIGHT:
         scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
         tl.store(scales + row, scale)
         _copy_in_eight(out + row * out_stride, eight + row * columns, scale, columns, BLOCK)
 
 
-def glu(gate_up, out, gelu, eight, dropped=None, paired=False) -> None:
+def glu(gate_up, out, gelu, eight, drop=None) -> None:
     rows, columns = out.shape
     _glu[(rows,)](
-        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), *_drawing(dropped, out), columns,
-        GELU=gelu, EIGHT=eight is not None, DROP=dropped is not None, PAIRED=paired, BLOCK=2048, num_warps=8,
+        gate_up, gate_up.stride(0), out, out.stride(0), *(eight or (out, out)), *_drawing(drop, out), columns,
+        GELU=gelu, EIGHT=eight is not None, DROP=drop is not None, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 
 
 @triton.jit
 def _glu_backward(
     gate_up, gate_up_row, grad, out, out_stride, eight, scales, columns: tl.constexpr,
-    GELU: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
+    GELU: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate, up = _load_gate_up(gate_up + row * gate_up_row, at, inside, columns, first, PAIRED, BLOCK)
+        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
+        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
         act, slope = _activate(gate, GELU)
         g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32)
         d_gate = (g * up * slope).to(out.dtype.element_ty)
         d_up = (g * act).to(out.dtype.element_ty)
-        _store_gate_up(out + row * out_stride, d_gate, d_up, at, inside, columns, first, PAIRED, BLOCK)
+        tl.store(out + row * out_stride + at, d_gate, inside)
+        tl.store(out + row * out_stride + columns + at, d_up, inside)
         if RESULT:
             tl.store(grad + row * columns + at, act * up, inside)
         largest = tl.maximum(largest, tl.maximum(tl.abs(d_gate.to(tl.float32)), tl.abs(d_up.to(tl.float32))))
@@ -227,11 +181,11 @@ def _glu_backward(
         _copy_in_eight(out + row * out_stride, eight + row * 2 * columns, scale, 2 * columns, BLOCK)
 
 
-def glu_backward(gate_up, grad, out, gelu, eight, result=True, paired=False) -> None:
+def glu_backward(gate_up, grad, out, gelu, eight, result=True) -> None:
     rows, columns = grad.shape
     _glu_backward[(rows,)](
         gate_up, gate_up.stride(0), grad, out, out.stride(0), *(eight or (out, out)), columns,
-        GELU=gelu, RESULT=result, EIGHT=eight is not None, PAIRED=paired, BLOCK=4096, num_warps=16,
+        GELU=gelu, RESULT=result, EIGHT=eight is not None, BLOCK=4096, num_warps=16,
     )  # fmt: skip
 
 
@@ -247,28 +201,15 @@ def _copy(
     if EIGHT:
         _store_eight(value.to(tl.float32), eight, scales, row, at, columns, at < columns)
     if DROP:
-        _store_dropped(value, dropped + row * columns, row, at, columns, seed, limit, share, at < columns)
+        store_dropped(value, dropped + row * columns, row, 0, columns, seed, limit, share, BLOCK)
 
 
-def copy(x, out, eight=None, dropped=None) -> None:
+def copy(x, out, eight=None, drop=None) -> None:
     rows, columns = x.shape
     _copy[(rows,)](
-        x, x.stride(0), out, out.stride(0), *(eight or (x, x)), *_drawing(dropped, x), columns,
-        EIGHT=eight is not None, DROP=dropped is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
+        x, x.stride(0), out, out.stride(0), *(eight or (x, x)), *_drawing(drop, x), columns,
+        EIGHT=eight is not None, DROP=drop is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["seed", "limit"])
-def _dropout(x, x_row, out, out_row, columns, seed, limit, share, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + row * x_row + at, at < columns, 0)
-    _store_dropped(value, out + row * out_row, row, at, columns, seed, limit, share, at < columns)
-
-
-def dropout(x, p, seed, out) -> None:
-    rows, columns = x.shape
-    _dropout[(rows, pieces(columns, 2048))](x, x.stride(0), out, out.stride(0), columns, *drawing(p, seed), BLOCK=2048, num_warps=8)
 
 
 @triton.jit

@@ -57,19 +57,22 @@ class Layer:
     def forward(self, h: torch.Tensor, step: Step) -> tuple[torch.Tensor, Kept]:
         """The layer's result [T, K]; also all that it has kept."""
         kept, read = self.attend(h, step)
-        seed = self.seeds(step)[3]
-        found = self.down.input(h, seed) if self.through(seed) else None
+        seed, found = self.seeds(step)[3], None
+        if self.through:
+            found = self.down.input(h, None)
         self.expand(kept, read, found and found.x)
         del read  # its memory is free before what comes next takes some
-        if found is None:
+        if self.through:
+            self.down.draw(found, seed)
+        else:
             found = self.down.input(h, seed)
-            ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped, self.gate_up.paired)
+            ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped)
         return self.contract(kept, found), kept
 
-    def through(self, seed: int | None) -> bool:
-        """Whether the activation is inside of products: not where adapters add something dropped to its gradient, nor, for the same bits
-        whatever is kept, in that forward pass."""
-        return self.gate_up.paired and not self.down.drops(seed)
+    @property
+    def through(self) -> bool:
+        """Whether the activation is inside of products."""
+        return self.gate_up.paired
 
     def attend(self, h: torch.Tensor, step: Step) -> tuple[Kept, Input]:
         """The first half; also what gate and up read."""
@@ -190,15 +193,15 @@ class Layer:
     def _backward_gate(self, kept: Kept, given: Given, seed: int | None) -> tuple:
         """(rows that the backward pass of gate and up reads, also in 8 bits, what the last projection read if it is made again)."""
         made, outputs = self.down.rank > 0 and kept.x_down is None, self.gate_up.outputs
-        if self.through(seed):
+        if self.through:
             grads = self.gate_up.widened(kept.gate_up)
             x = grads.new_empty(len(grads), self.down.columns) if made else None
-            self.down.backward_through(given.rows, kept.gate_up, grads[:, :outputs], x)
+            self.down.backward_through(given.rows, seed, kept.gate_up, grads[:, :outputs], x)
             return grads, None, x
         x = self.down.backward(given.rows, seed, given.eight)
         grads = self.gate_up.widened(kept.gate_up)
         eight = self.gate_up.eight(grads, outputs)
-        ops.glu_backward(kept.gate_up, x, grads[:, :outputs], self.block.gelu, eight, made, self.gate_up.paired)
+        ops.glu_backward(kept.gate_up, x, grads[:, :outputs], self.block.gelu, eight, made)
         return grads, eight, x if made else None
 
     def _backward_attention(self, h, kept: Kept, step: Step, given: Given, wanted: bool, out_qkv: Part, out_o: Part) -> torch.Tensor | None:

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tunestation.training.fast.dropping_kernels import drawing, kept
 from tunestation.training.fast.grids import pieces, power_of_2
-from tunestation.training.fast.kernels import _kept, drawing
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _load_right(b, b_stride, at, first_column, columns, COLUMNS: tl.constexpr, R
 @triton.jit(do_not_specialize=["seed", "limit"])
 def _add_low_rank(
     y, y_row, other, other_row, tail, tail_row, b, b_stride, rows, columns, seed, limit, share,
-    ADD: tl.constexpr, DROP: tl.constexpr, TURNED: tl.constexpr, RANK: tl.constexpr,
+    ONTO: tl.constexpr, ADD: tl.constexpr, DROP: tl.constexpr, TURNED: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, STRIP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """A strip of tiles, one below the other: the next ones are on their way while one is computed."""
@@ -41,7 +41,8 @@ def _add_low_rank(
         row = (tl.program_id(0).to(tl.int64) * STRIP + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < columns)
         place = y + row * y_row + column
-        before = tl.load(place, inside, 0)  # in 16 bits until the end: registers decide how many tiles run at once
+        if ONTO:
+            before = tl.load(place, inside, 0)  # in 16 bits until the end: registers decide how many tiles run at once
         if ADD:
             summand = tl.load(other + row * other_row + column, inside, 0)
         at = tl.arange(0, STEP)
@@ -53,8 +54,9 @@ def _add_low_rank(
             right = _load_right(b, b_stride, at, first_column, columns, COLUMNS, RANK, TURNED)
             product = tl.dot(left, right, product)
         if DROP:
-            product = tl.where(_kept(row, column, columns, seed, limit), product * share, 0.0)
-        product += before.to(tl.float32)
+            product = tl.where(kept(row, first_column, tl.arange(0, COLUMNS)[None, :], columns, seed, limit), product * share, 0.0)
+        if ONTO:
+            product += before.to(tl.float32)
         if ADD:
             product += summand.to(tl.float32)
         tl.store(place, product, inside)
@@ -80,9 +82,17 @@ def _tiles(rows: int, rank: int, ahead: bool, added: bool, drop: bool) -> dict[s
 
 
 def add_low_rank(y, tail, b, added=None, p=0.0, seed=0) -> None:
+    _launch(y, tail, b, added, p, seed, onto=True)
+
+
+def dropped_low_rank(tail, b, out, p, seed) -> None:
+    _launch(out, tail, b, None, p, seed, onto=False)
+
+
+def _launch(y, tail, b, added, p, seed, onto) -> None:
     rows, columns = y.shape
     other, tiles = y if added is None else added, _tiles(rows, b.shape[1], ample(y.device), added is not None, p > 0)
     _add_low_rank[(pieces(rows, tiles["ROWS"] * tiles["STRIP"]), pieces(columns, tiles["COLUMNS"]))](
-        y, y.stride(0), other, other.stride(0), tail, tail.stride(0), b, max(b.stride()), rows, columns,
-        *drawing(p, seed), ADD=added is not None, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,
+        y, y.stride(0), other, other.stride(0), tail, tail.stride(0), b, max(b.stride()), rows, columns, *drawing(p, seed),
+        ONTO=onto, ADD=added is not None, DROP=p > 0, TURNED=b.stride(1) != 1, RANK=b.shape[1], **tiles,
     )  # fmt: skip

@@ -3,31 +3,21 @@ Triton kernel does the same. Arithmetic is in fp32, whatever the dtype of the ar
 
 Shapes: T tokens of a micro-batch, K columns. Rows of `out` and `gate_up`, and of what is copied, turned or quantised, may be strided, their
 neighbours lying side by side; everything else is contiguous. Where `eight` or
-`dropped` is given, `out` is written there too, as `quantise_rows` or `dropout` would: it saves reading it once more.
+`drop` is given, `out` is written there too, as `quantise_rows` or `dropping.dropout` would: it saves reading it once more.
 """
 
 from __future__ import annotations
 
 from math import pi
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from tunestation.training.fast import products
+from tunestation.training.fast.dropping import Dropped, dropout, dropped
 
 Eight = tuple[torch.Tensor, torch.Tensor]
 """float8_e4m3fn values [T, K] and fp32 scales [T, 1]; their product is what they stand for."""
-
-
-class Dropped(NamedTuple):
-    """Where a result is to be written with dropout."""
-
-    out: torch.Tensor
-    """[T, K], rows one behind the other."""
-    p: float
-    seed: int
-    """Below 2^31."""
 
 
 GELU, CUBIC = 2 * (2 / pi) ** 0.5, 0.044715
@@ -66,16 +56,16 @@ def rms_norm(
     added: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
     eight: Eight | None = None,
-    dropped: Dropped | None = None,
+    drop: Dropped | None = None,
 ) -> None:
     """out = weight * x / rms(x) (arXiv 1910.07467), x being h [T, K], or h + added, which is also written to `total`."""
     if h.is_cuda:
-        return _kernels().rms_norm(h, weight, eps, out, added, total, eight, dropped)
+        return _kernels().rms_norm(h, weight, eps, out, added, total, eight, drop)
     if added is not None:
         h = total.copy_(h + added)
     x = h.float()
     out.copy_(x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps) * weight.float())
-    _fill(eight, out, dropped)
+    _fill(eight, out, drop)
 
 
 def rms_norm_backward(
@@ -104,18 +94,13 @@ def rms_norm_backward(
         grad.copy_(unit * weight.float())
 
 
-def glu(
-    gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, dropped: Dropped | None = None, paired: bool = False
-) -> None:
-    """out [T, K] = act(gate) * up (arXiv 2002.05202), act silu or, with `gelu`, gelu by tanh.
-
-    gate_up [T, 2K] holds gate, then up; with `paired` they lie in turn.
-    """
+def glu(gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, drop: Dropped | None = None) -> None:
+    """out [T, K] = act(gate) * up (arXiv 2002.05202), act silu or, with `gelu`, gelu by tanh; gate_up [T, 2K] holds gate, then up."""
     if gate_up.is_cuda:
-        return _kernels().glu(gate_up, out, gelu, eight, dropped, paired)
-    gate, up = _gate_and_up(gate_up, paired)
+        return _kernels().glu(gate_up, out, gelu, eight, drop)
+    gate, up = gate_up.float().chunk(2, 1)
     out.copy_((functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)) * up)
-    _fill(eight, out, dropped)
+    _fill(eight, out, drop)
 
 
 def glu_backward(
@@ -125,26 +110,20 @@ def glu_backward(
     gelu: bool,
     eight: Eight | None = None,
     result: bool = True,
-    paired: bool = False,
 ) -> None:
-    """out [T, 2K] = gradients of gate and up, and may be `gate_up`; with `paired` these lie in turn.
+    """out [T, 2K] = gradients of gate and up, and may be `gate_up`.
 
     `grad` [T, K], of glu's result, is overwritten with that result itself, if `result` is wanted.
     """
     if gate_up.is_cuda:
-        return _kernels().glu_backward(gate_up, grad, out, gelu, eight, result, paired)
-    gate, up = _gate_and_up(gate_up, paired)
+        return _kernels().glu_backward(gate_up, grad, out, gelu, eight, result)
+    gate, up = gate_up.float().chunk(2, 1)
     g, (act, slope) = grad.float(), _activate(gate, gelu)
     found = act * up if result else None
-    gradients = g * up * slope, g * act
-    out.copy_(torch.stack(gradients, 2).flatten(1) if paired else torch.cat(gradients, 1))
+    out.copy_(torch.cat([g * up * slope, g * act], 1))
     if result:
         grad.copy_(found)
     _fill(eight, out)
-
-
-def _gate_and_up(gate_up: torch.Tensor, paired: bool) -> tuple[torch.Tensor, ...]:
-    return gate_up.float().unflatten(1, (-1, 2)).unbind(2) if paired else gate_up.float().chunk(2, 1)
 
 
 def _activate(gate: torch.Tensor, gelu: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,12 +188,12 @@ def turn_back(
     _fill(eight, out)
 
 
-def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, dropped: Dropped | None = None) -> None:
+def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: Dropped | None = None) -> None:
     """out [T, K] = x; on a GPU torch copies to strided rows at half the speed."""
     if x.is_cuda:
-        return _kernels().copy(x, out, eight, dropped)
+        return _kernels().copy(x, out, eight, drop)
     out.copy_(x)
-    _fill(eight, out, dropped)
+    _fill(eight, out, drop)
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
@@ -227,15 +206,23 @@ def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
 def add_low_rank(
     y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, added: torch.Tensor | None = None, p: float = 0.0, seed: int = 0
 ) -> None:
-    """y [T, N] += tail [T, r] @ b [N, r]', of which `dropout` keeps a share 1 - p; plus `added`. All of one dtype; b may lie either way."""
+    """y [T, N] += tail [T, r] @ b [N, r]', of which `dropping.dropout` keeps a share 1 - p; plus `added`. All of one dtype; b may lie
+    either way."""
     if y.is_cuda:
         return _low_rank_kernels().add_low_rank(y, tail, b, added, p, seed)
     if p:
-        y.copy_(_dropped(tail @ b.t(), p, seed) + y.float())
+        y.copy_(dropped(tail @ b.t(), p, seed) + y.float())
     else:
         y.addmm_(tail, b.t())
     if added is not None:
         y.add_(added)
+
+
+def dropped_low_rank(tail: torch.Tensor, b: torch.Tensor, out: torch.Tensor, p: float, seed: int) -> None:
+    """out [T, N] = `dropping.dropout` of tail [T, r] @ b [N, r]'; all of one dtype, b may lie either way."""
+    if out.is_cuda:
+        return _low_rank_kernels().dropped_low_rank(tail, b, out, p, seed)
+    dropout(tail @ b.t(), p, seed, out)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
@@ -247,31 +234,6 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Ten
     grad = log_p.exp_()
     grad[torch.arange(len(targets)), targets] -= 1
     logits.copy_(grad)
-
-
-def dropout(x: torch.Tensor, p: float, seed: int, out: torch.Tensor) -> None:
-    """out [T, K] = x with each value kept with probability 1 - p and divided by it, or 0.
-
-    Which are kept depends on `seed` (below 2^31) and place alone, so a backward pass draws the same again and stores no mask.
-    """
-    if x.is_cuda:
-        return _kernels().dropout(x, p, seed, out)
-    out.copy_(_dropped(x, p, seed))
-
-
-def _dropped(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
-    """`dropout` of x, in fp32."""
-    kept = _mix(_mix(torch.arange(x.numel(), device=x.device) & 0xFFFFFFFF) ^ seed).view(x.shape) >= int(p * 2**32)
-    return torch.where(kept, x.float() * (1 / (1 - p)), 0.0)
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """A hash of 32-bit integers in which every bit of the input reaches every bit of the result (C. Wellons' lowbias32, public domain)."""
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & 0xFFFFFFFF
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 def empty_eight(rows: int, columns: int, device: torch.device) -> Eight:
@@ -290,10 +252,10 @@ def quantise_rows(x: torch.Tensor) -> Eight:
     return eight
 
 
-def _fill(eight: Eight | None, x: torch.Tensor, dropped: Dropped | None = None) -> None:
+def _fill(eight: Eight | None, x: torch.Tensor, drop: Dropped | None = None) -> None:
     if eight is not None:
         values, scales = eight
         scales.copy_(x.float().abs().amax(1, keepdim=True).clamp_(min=1e-12) / 448)
         values.copy_(x.float() / scales)
-    if dropped is not None:
-        dropout(x, dropped.p, dropped.seed, dropped.out)
+    if drop is not None:
+        drop.draw(x)

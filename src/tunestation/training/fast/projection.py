@@ -18,6 +18,7 @@ from torch import nn
 
 from tunestation.training.fast import gated, ops
 from tunestation.training.fast.adapters import Part
+from tunestation.training.fast.dropping import Dropped
 from tunestation.training.fast.weights import Buffer, Filling, Member, Scratch
 
 
@@ -30,7 +31,7 @@ class Input:
     x: torch.Tensor
     """[T, K]: the first columns of `rows`."""
     eight: ops.Eight | None
-    dropped: ops.Dropped | None
+    dropped: Dropped | None
     """What adapters read, if not x itself."""
 
 
@@ -63,8 +64,11 @@ class Projection:
     def input(self, like: torch.Tensor, seed: int | None) -> Input:
         """Room for an input of as many rows as `like`; `seed` None drops nothing."""
         rows = like.new_empty(len(like), self.columns + self.rank)
-        dropped = ops.Dropped(like.new_empty(len(like), self.columns), self.p, seed) if self.drops(seed) else None
-        return Input(rows, rows[:, : self.columns], self.eight(rows, self.columns), dropped)
+        return Input(rows, rows[:, : self.columns], self.eight(rows, self.columns), self._room(rows, seed))
+
+    def _room(self, like: torch.Tensor, seed: int | None) -> Dropped | None:
+        """For what adapters read of as many rows as `like`, if not the input itself."""
+        return Dropped(like.new_empty(len(like), self.columns), self.p, seed) if self.drops(seed) else None
 
     def gradient(self, like: torch.Tensor) -> torch.Tensor:
         """Uninitialised rows [T, N + R]; the output's gradient belongs in the first N columns."""
@@ -139,13 +143,17 @@ class Projection:
         buffer = self._complete(grads, wanted)
         return self._multiply_back(grads, buffer, seed, eight) if wanted else None
 
-    def backward_through(self, grads: torch.Tensor, gate_up: torch.Tensor, out: torch.Tensor, result: torch.Tensor | None) -> None:
-        """As `backward`, where x was silu(gate) * up: gradients of gate and up to `out`, x itself to `result`, as `gated.backward`.
-
-        Only where nothing `drops`.
-        """
+    def backward_through(
+        self, grads: torch.Tensor, seed: int | None, gate_up: torch.Tensor, out: torch.Tensor, result: torch.Tensor | None
+    ) -> None:
+        """As `backward`, where x was silu(gate) * up: gradients of gate and up to `out`, x itself to `result`, as `gated.backward`."""
         buffer = self._complete(grads, True)
-        gated.backward(grads, buffer.backward, gate_up, out, result)
+        if not (self.rank and self.drops(seed)):
+            return gated.backward(grads, buffer.backward, gate_up, out, result)
+        dy, tail = grads[:, : self.outputs], grads[:, self.outputs :]
+        share = grads.new_empty(len(grads), self.columns) if result is None else result
+        ops.dropped_low_rank(tail, buffer.a.t(), share, self.p, seed)
+        gated.backward(dy, buffer.base, gate_up, out, result, share)
 
     def _complete(self, grads: torch.Tensor, base: bool) -> Buffer:
         """The buffer, once `grads` have the adapter's share."""
@@ -183,11 +191,14 @@ class Projection:
 
     def adapter_input(self, x: torch.Tensor, seed: int | None) -> torch.Tensor:
         """What adapters read of the input x [T, K]: itself, or with dropout."""
-        if not self.drops(seed):
-            return x
-        dropped = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        ops.dropout(x, self.p, seed, dropped)
-        return dropped
+        room = self._room(x, seed)
+        return x if room is None else room.draw(x)
+
+    def draw(self, read: Input, seed: int | None) -> None:
+        """What adapters read of a written `read.x`, which was to be had without room for that."""
+        read.dropped = self._room(read.x, seed)
+        if read.dropped is not None:
+            read.dropped.draw(read.x)
 
     def _bias(self) -> torch.Tensor | None:
         biases = [member.base.bias for member in self.members]
