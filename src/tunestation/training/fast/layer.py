@@ -55,8 +55,8 @@ class Layer:
         return [None if step.seed is None else (step.seed + first + place) % 2**31 for place in range(len(self.projections))]
 
     def forward(self, h: torch.Tensor, step: Step) -> tuple[torch.Tensor, Kept]:
-        """The layer's result [T, K]; also all that it has kept."""
-        kept, read = self.attend(h, step)
+        """The layer's result [T, K]; also all that it has kept. What `step` has still to add to h is added."""
+        kept, read = self.attend(h, step, step.take_pending())
         seed, found = self.seeds(step)[3], None
         if self.through:
             found = self.down.input(h, None)
@@ -67,18 +67,18 @@ class Layer:
         else:
             found = self.down.input(h, seed)
             ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped)
-        return self.contract(kept, found), kept
+        return self.contract(kept, found, step), kept
 
     @property
     def through(self) -> bool:
         """Whether the activation is inside of products."""
         return self.gate_up.paired
 
-    def attend(self, h: torch.Tensor, step: Step) -> tuple[Kept, Input]:
-        """The first half; also what gate and up read."""
+    def attend(self, h: torch.Tensor, step: Step, added: torch.Tensor | None = None) -> tuple[Kept, Input]:
+        """The first half; also what gate and up read. `added` is first added to h itself."""
         seed, seed_o, seed_gate_up, _ = self.seeds(step)
         read = self.qkv.input(h, seed)
-        _normalise_to(read, self.block.norm1, h)
+        _normalise_to(read, self.block.norm1, h, added, None if added is None else h)
         qkv, x_qkv = self.qkv.forward(read, keep=self.keep is Keep.MORE)
         qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv)
         q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
@@ -125,11 +125,12 @@ class Layer:
             kept.gate_up, kept.x_gate_up = self.gate_up.forward_through(read, out, keep)
         kept.tail_gate_up = _tail(read.rows, self.gate_up, kept.x_gate_up)
 
-    def contract(self, kept: Kept, read: Input) -> torch.Tensor:
-        """The layer's result."""
+    def contract(self, kept: Kept, read: Input, step: Step) -> torch.Tensor:
+        """The layer's result, to which the next layer may have to add `middle`."""
         # torch's activation on a CPU rounds otherwise than the one that is made again with its slope
         keep = self.keep is Keep.MORE and read.x.is_cuda
-        result, kept.x_down = self.down.forward(read, added=kept.middle, keep=keep)
+        step.pending = None if self.down.adds_at_once else step.left_to_next(self.index, kept.middle)
+        result, kept.x_down = self.down.forward(read, added=kept.middle if step.pending is None else None, keep=keep)
         kept.tail_down = _tail(read.rows, self.down, kept.x_down)
         return result
 

@@ -61,6 +61,11 @@ class Projection:
         """Whether all rows that products read and write here begin at multiples of 16 bytes in 16 bits."""
         return not any(size % 8 for size in (self.outputs, self.columns, self.rank))
 
+    @property
+    def adds_at_once(self) -> bool:
+        """Whether `forward` reads `added` in a pass that it makes anyway."""
+        return False
+
     def input(self, like: torch.Tensor, seed: int | None) -> Input:
         """Room for an input of as many rows as `like`; `seed` None drops nothing."""
         rows = like.new_empty(len(like), self.columns + self.rank)
