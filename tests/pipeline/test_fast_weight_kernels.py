@@ -50,6 +50,21 @@ def written_alike(sizes, columns, ranks, base, nested, paired):
     assert one.abs().sum() > 0
 
 
+def test_the_same_launch_again_writes_what_is_there_by_then_and_others_are_read_where_they_are():
+    filling = Filling([Member(layer(128, 192, 8, True))], True)
+    one, other = (Buffer(flat, *filling.shape) for flat in torch.zeros(2, Buffer.numbers(*filling.shape), dtype=DTYPE, device=DEVICE))
+    a, b = filling.members[0].adapter
+    with torch.no_grad():
+        for change in (lambda: None, lambda: b.mul_(3), lambda: setattr(a, "data", a.data.neg()), lambda: None):
+            change()
+            filling.known = False
+            filling._at_once(one, True)
+            filling._singly(other, True)
+            assert torch.equal(one.forward, other.forward)
+            assert torch.equal(one.backward, other.backward)
+    assert len(one.launches) == 1
+
+
 def layer(outputs, inputs, rank, nested):
     """An NF4 layer under an adapter of `rank`, bare for 0."""
     weight = bnb.nn.Params4bit(numbers(outputs, inputs), requires_grad=False, quant_type="nf4", compress_statistics=nested)

@@ -9,6 +9,7 @@ from tunestation.training import fast as package
 from tunestation.training.batches import lay
 from tunestation.training.fast import weights
 from tunestation.training.fast.kept import Keep
+from tunestation.training.fast.launches import Repeatable
 from tunestation.training.fast.model import Fast
 from tunestation.training.fast.weights import Filling
 
@@ -50,8 +51,15 @@ def test_weights_are_looked_up_once_in_a_micro_batch_and_found_where_others_have
     asked, found, ask = [], [], weights._addresses
     monkeypatch.setattr(weights, "_addresses", lambda member, four_bit: asked.append(member) or ask(member, four_bit))
     monkeypatch.setattr(Filling, "_possible", lambda *_: True)
-    filled = SimpleNamespace(fill=lambda table, base, buffer, *_: (buffer.a.zero_(), buffer.b.zero_(), found.append(table.tolist())))
-    monkeypatch.setattr(package, "product_kernels", filled, raising=False)
+
+    def fill(table, _base, buffer, *_):
+        def again():
+            buffer.a.zero_(), buffer.b.zero_(), found.append(table.tolist())
+
+        again()
+        return again
+
+    monkeypatch.setattr(package, "product_kernels", SimpleNamespace(fill=fill), raising=False)
     model = adapted("nf4").train()
     fast = Fast.over(model)
     for layer in fast.layers:
@@ -66,3 +74,49 @@ def test_weights_are_looked_up_once_in_a_micro_batch_and_found_where_others_have
         before = [weight.data for weight in model.parameters()]  # kept, so that no other takes its place
         for weight, data in zip(model.parameters(), before, strict=True):
             weight.data = data.clone()
+
+
+class Kernel:
+    """Of Triton, as far as a launch needs it; `compiled` says what its compiled form does."""
+
+    arg_names = ("x", "n", "ROWS", "WIDE")
+
+    def __init__(self, compiled):
+        self.compiled, self.usual = compiled, []
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: self.usual.append((grid, arguments, options)) or self.compiled
+
+
+class Compiled:
+    """Launches at once; `takes` arguments."""
+
+    def __init__(self, takes=4):
+        self.takes, self.launched = takes, []
+
+    def __getitem__(self, grid):
+        def launch(*arguments):
+            if len(arguments) != self.takes:
+                raise TypeError("function takes other arguments")
+            self.launched.append((grid, arguments))
+
+        return launch
+
+
+def test_a_launch_is_made_again_without_a_look_at_its_arguments():
+    kernel = Kernel(Compiled())
+    launch = Repeatable(kernel, 7, "x", 3, ROWS=16, WIDE=True, num_warps=4)
+    assert kernel.usual == [((7,), ("x", 3), {"ROWS": 16, "WIDE": True, "num_warps": 4})]
+    launch()
+    launch()
+    assert kernel.compiled.launched == 2 * [((7, 1, 1), ("x", 3, 16, True))]
+    assert len(kernel.usual) == 1
+
+
+@pytest.mark.parametrize("compiled", [None, Compiled(takes=2)], ids=["interpreted", "by a Triton that launches otherwise"])
+def test_a_launch_that_cannot_be_made_so_is_made_in_the_usual_way(compiled):
+    kernel = Kernel(compiled)
+    launch = Repeatable(kernel, 7, "x", 3, ROWS=16, WIDE=True, num_warps=4)
+    launch()
+    launch()
+    assert kernel.usual == 3 * [((7,), ("x", 3), {"ROWS": 16, "WIDE": True, "num_warps": 4})]

@@ -24,7 +24,7 @@ PIECES = 2
 """Attribute of an algorithm: in how many parts it makes each sum."""
 ALIGNED = 16
 """Bytes that all addresses are multiples of."""
-ONE, NOTHING = c_float(1), c_float(0)
+ONE, NOTHING = byref(c_float(1)), byref(c_float(0))
 """The product's share in the result, and that of what was there."""
 OFFERED = 16
 """Algorithms that are asked for at most; 13.1 gives 8."""
@@ -95,8 +95,8 @@ class Matmul:
 
     def __init__(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor):
         turned = weight.stride(1) != 1
-        self.rows = len(x)
-        self.handle = _handle(x.get_device())
+        self.rows, self.device = x.size(0), x.get_device()
+        self.handle = _handle(self.device)
         self.description = _made("MatmulDescCreate", SUM_IN_FLOAT32, FLOAT32)
         _set("MatmulDesc", self.description, FIRST_TURNED, c_int32(turned))
         self.weight = _layout(weight.t() if turned else weight)
@@ -130,9 +130,10 @@ class Matmul:
         if (to | left | right) % ALIGNED:
             return False
         self._take(x.size(0))
+        stream = torch._C._cuda_getCurrentRawStream(self.device)  # as Triton asks; an object for it takes as long as the rest of this
         status = library().cublasLtMatmul(
-            self.handle, self.description, byref(ONE), left, self.weight, right, self.x, byref(NOTHING), to, self.out, to, self.out,
-            byref(algorithm), None, 0, torch.cuda.current_stream(x.device).cuda_stream,
+            self.handle, self.description, ONE, left, self.weight, right, self.x, NOTHING, to, self.out, to, self.out,
+            byref(algorithm), None, 0, stream,
         )  # fmt: skip
         return status == 0
 

@@ -85,7 +85,7 @@ class Float8Projection(Projection):
         dx = multiply(eight or ops.quantise_rows(grads[:, :n]), self.by_columns, None, grads.dtype)
         if self.rank:
             p = self.p if self.drops(seed) else 0.0
-            ops.add_low_rank(dx, grads[:, n:], buffer.a.t(), p=p, seed=seed or 0)
+            ops.add_low_rank(dx, grads[:, n:], buffer.a_turned, p=p, seed=seed or 0)
         return dx
 
     def keep_weights(self, like: torch.Tensor | None) -> None:

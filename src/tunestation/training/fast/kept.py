@@ -30,8 +30,8 @@ class Kept:
     v: torch.Tensor
     attention: torch.Tensor
     """[T, heads, size], with the graph back to q, k, v."""
-    tail_qkv: torch.Tensor
-    tail_o: torch.Tensor
+    tail_qkv: torch.Tensor | None
+    tail_o: torch.Tensor | None
     middle: torch.Tensor
     """Residual stream between attention and MLP [T, K]."""
     before_turning: torch.Tensor | None

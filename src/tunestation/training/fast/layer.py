@@ -56,11 +56,11 @@ class Layer:
 
     def forward(self, h: torch.Tensor, step: Step) -> tuple[torch.Tensor, Kept]:
         """The layer's result [T, K]; also all that it has kept. What `step` has still to add to h is added."""
-        kept, read = self.attend(h, step, step.take_pending())
+        kept, read = self.attend(h, step, step.take_pending(), self.keep is not Keep.INPUT)
         seed, found = self.seeds(step)[3], None
         if self.through:
             found = self.down.input(h, None)
-        self.expand(kept, read, found and found.x)
+        self.expand(kept, read, found and found.x, self.keep in (Keep.ALL, Keep.MORE))
         del read  # its memory is free before what comes next takes some
         if self.through:
             self.down.draw(found, seed)
@@ -74,20 +74,20 @@ class Layer:
         """Whether the activation is inside of products."""
         return self.gate_up.paired
 
-    def attend(self, h: torch.Tensor, step: Step, added: torch.Tensor | None = None) -> tuple[Kept, Input]:
-        """The first half; also what gate and up read. `added` is first added to h itself."""
+    def attend(self, h: torch.Tensor, step: Step, added: torch.Tensor | None = None, stays: bool = True) -> tuple[Kept, Input]:
+        """The first half; also what gate and up read. `added` is first added to h itself; if nothing `stays`, tails are not copied."""
         seed, seed_o, seed_gate_up, _ = self.seeds(step)
         read = self.qkv.input(h, seed)
         _normalise_to(read, self.block.norm1, h, added, None if added is None else h)
         qkv, x_qkv = self.qkv.forward(read, keep=self.keep is Keep.MORE)
-        qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv)
+        qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv, stays)
         q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
         with torch.enable_grad():
             attention = attend(q, k, v, step.documents, self.block.scale)
         read = self.o.input(h, seed_o)
         ops.copy(attention.detach().flatten(1), read.x, read.eight, read.dropped)
         added, middle = self.o.forward(read)[0], torch.empty_like(h)
-        tail_o = _tail(read.rows, self.o, None)  # its input, the attention, is kept anyway
+        tail_o = _tail(read.rows, self.o, None, stays)  # its input, the attention, is kept anyway
         read = self.gate_up.input(h, seed_gate_up)
         _normalise_to(read, self.block.norm2, h, added, middle)
         return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), read
@@ -116,14 +116,15 @@ class Layer:
         ops.copy(turned[2].flatten(1), parts[2].flatten(1))
         return None
 
-    def expand(self, kept: Kept, read: Input, out: torch.Tensor | None = None) -> None:
-        """Gate and up from what they read; also what the activation makes of them, to `out` if it is inside of the product."""
+    def expand(self, kept: Kept, read: Input, out: torch.Tensor | None = None, stays: bool = True) -> None:
+        """Gate and up from what they read; also what the activation makes of them, to `out` if it is inside of the product. If they do
+        not stay, their tail is not copied."""
         keep = self.keep is Keep.MORE
         if out is None:
             kept.gate_up, kept.x_gate_up = self.gate_up.forward(read, roomy=True, keep=keep)
         else:
             kept.gate_up, kept.x_gate_up = self.gate_up.forward_through(read, out, keep)
-        kept.tail_gate_up = _tail(read.rows, self.gate_up, kept.x_gate_up)
+        kept.tail_gate_up = _tail(read.rows, self.gate_up, kept.x_gate_up, stays)
 
     def contract(self, kept: Kept, read: Input, step: Step) -> torch.Tensor:
         """The layer's result, to which the next layer may have to add `middle`."""
@@ -234,8 +235,10 @@ class Layer:
         return dh, self.qkv.adapter_input(dx, self.seeds(step)[0]) if made else kept.x_qkv
 
 
-def _tail(rows: torch.Tensor, projection: Projection, kept: torch.Tensor | None) -> torch.Tensor:
-    """The adapter's share of the completed `rows`; a copy, unless these rows are what is kept."""
+def _tail(rows: torch.Tensor, projection: Projection, kept: torch.Tensor | None, stays: bool = True) -> torch.Tensor | None:
+    """The adapter's share of the completed `rows`, if it stays; a copy, unless these rows are what is kept."""
+    if not stays:
+        return None
     tail = rows[:, projection.columns :]
     return tail if kept is not None and kept.data_ptr() == rows.data_ptr() else tail.clone()
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from tunestation.training.fast.grids import pieces, power_of_2
+from tunestation.training.fast.launches import Repeatable
 
 
 @triton.jit
@@ -129,20 +130,25 @@ def _fill(
         _fill_a(table, target, beyond - tiles, R0, R1, R2, K, FLOAT, BLOCK)
 
 
-def fill(table, base, buffer, sizes, ranks, scales, nested, wide, paired) -> None:
-    """Adapters to `buffer` and base weights to `base`, if it is given, in one launch. `table` holds addresses as `weights` lays them."""
+def fill(table, base, buffer, sizes, ranks, scales, nested, wide, paired) -> Repeatable | None:
+    """Adapters to `buffer` and base weights to `base`, if it is given, in one launch, which can be made again; None if there is nothing.
+
+    `table` holds addresses as `weights` lays them.
+    """
     a, b, outputs, rank = buffer.a, buffer.b, sum(sizes), sum(ranks)
     columns = a.shape[1]
     programs = 0 if base is None else outputs * columns // 4096
     target = b if base is None else base
     adapters = pieces(outputs, 32) + rank if rank else 0
-    if programs + adapters:
-        _fill[(programs + adapters,)](
-            table, target, target.stride(0), b, b.stride(0), a, a.stride(0), programs,
-            *_three(scales, 0.0), *_three(sizes, 0), *_three(ranks, 0), columns,
-            NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=power_of_2(rank), PAIRED=paired, BLOCK=2048,
-            num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+    if not programs + adapters:
+        return None
+    return Repeatable(
+        _fill, programs + adapters,
+        table, target, target.stride(0), b, b.stride(0), a, a.stride(0), programs,
+        *_three(scales, 0.0), *_three(sizes, 0), *_three(ranks, 0), columns,
+        NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=power_of_2(rank), PAIRED=paired, BLOCK=2048,
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def _three(values: list, nothing: float) -> tuple:

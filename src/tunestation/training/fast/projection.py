@@ -68,12 +68,12 @@ class Projection:
 
     def input(self, like: torch.Tensor, seed: int | None) -> Input:
         """Room for an input of as many rows as `like`; `seed` None drops nothing."""
-        rows = like.new_empty(len(like), self.columns + self.rank)
+        rows = like.new_empty(like.size(0), self.columns + self.rank)
         return Input(rows, rows[:, : self.columns], self.eight(rows, self.columns), self._room(rows, seed))
 
     def _room(self, like: torch.Tensor, seed: int | None) -> Dropped | None:
         """For what adapters read of as many rows as `like`, if not the input itself."""
-        return Dropped(like.new_empty(len(like), self.columns), self.p, seed) if self.drops(seed) else None
+        return Dropped(like.new_empty(like.size(0), self.columns), self.p, seed) if self.drops(seed) else None
 
     def gradient(self, like: torch.Tensor) -> torch.Tensor:
         """Uninitialised rows [T, N + R]; the output's gradient belongs in the first N columns."""
@@ -81,7 +81,7 @@ class Projection:
 
     def gradient_shape(self, like: torch.Tensor) -> tuple[int, int]:
         """Of `gradient`."""
-        return len(like), self.outputs + self.rank
+        return like.size(0), self.outputs + self.rank
 
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight | None:
         """Where whoever writes the first `columns` of `rows` shall write them in 8 bits as well."""
@@ -116,21 +116,21 @@ class Projection:
     def _begin(self, read: Input, keep: bool) -> tuple[Buffer, torch.Tensor | None]:
         """The buffer, once rows have the adapter's share; with `keep` what adapters have read, whose memory is else free by then."""
         buffer = self._weights(read.rows, refresh=True)
-        kept = self._share(read, buffer.a) if self.rank else None
+        kept = self._share(read, buffer.a_turned) if self.rank else None
         return buffer, kept if keep else None
 
     def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
         """y of completed rows."""
         rows, bias = read.rows, self._bias()
-        out = self.gradient(rows)[:, : self.outputs] if roomy else rows.new_empty(len(rows), self.outputs)
+        out = self.gradient(rows)[:, : self.outputs] if roomy else rows.new_empty(rows.size(0), self.outputs)
         ops.product(rows, buffer.forward, out) if bias is None else torch.addmm(bias, rows, buffer.forward, out=out)
         return out if added is None else out.add_(added)
 
-    def _share(self, read: Input, a: torch.Tensor) -> torch.Tensor:
-        """Complete the rows with the adapter's share xA', `a` [R, K] being all A; what adapters have read is handed over."""
+    def _share(self, read: Input, a_turned: torch.Tensor) -> torch.Tensor:
+        """Complete the rows with the adapter's share xA', A' [K, R] being that of all; what adapters have read is handed over."""
         x = read.x if read.dropped is None else read.dropped.out
         read.dropped = None
-        ops.product(x, a.t(), read.rows[:, self.columns :])
+        ops.product(x, a_turned, read.rows[:, self.columns :])
         return x
 
     def drops(self, seed: int | None) -> bool:
@@ -139,7 +139,7 @@ class Projection:
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
         """Rows [T, N + R] for the gradient of a roomy `y`, in the same memory."""
-        return y.as_strided((len(y), self.outputs + self.rank), y.stride())
+        return y.as_strided((y.size(0), self.outputs + self.rank), y.stride())
 
     def backward(
         self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
@@ -156,8 +156,8 @@ class Projection:
         if not (self.rank and self.drops(seed)):
             return gated.backward(grads, buffer.backward, gate_up, out, result)
         dy, tail = grads[:, : self.outputs], grads[:, self.outputs :]
-        share = grads.new_empty(len(grads), self.columns) if result is None else result
-        ops.dropped_low_rank(tail, buffer.a.t(), share, self.p, seed)
+        share = grads.new_empty(grads.size(0), self.columns) if result is None else result
+        ops.dropped_low_rank(tail, buffer.a_turned, share, self.p, seed)
         gated.backward(dy, buffer.base, gate_up, out, result, share)
 
     def _complete(self, grads: torch.Tensor, base: bool) -> Buffer:
@@ -169,11 +169,11 @@ class Projection:
 
     def _multiply_back(self, grads: torch.Tensor, buffer: Buffer, seed: int | None, eight: ops.Eight | None) -> torch.Tensor:
         """dx of completed `grads`."""
-        dx = grads.new_empty(len(grads), self.columns)
+        dx = grads.new_empty(grads.size(0), self.columns)
         if self.rank and self.drops(seed):
             dy, tail = grads[:, : self.outputs], grads[:, self.outputs :]
             ops.product(dy, buffer.base, dx)
-            ops.add_low_rank(dx, tail, buffer.a.t(), p=self.p, seed=seed)
+            ops.add_low_rank(dx, tail, buffer.a_turned, p=self.p, seed=seed)
         else:
             ops.product(grads, buffer.backward, dx)
         return dx

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
 from tunestation.training.fast import nf4
+
+if TYPE_CHECKING:
+    from tunestation.training.fast.launches import Repeatable
 
 
 class Member:
@@ -43,6 +47,16 @@ class Member:
             out.copy_(weight)
 
 
+class Addresses(NamedTuple):
+    """Where all parts of a projection's weights are."""
+
+    found: list[int]
+    wide: bool
+    """Whether adapters are in 32 bits."""
+    table: torch.Tensor
+    """`found` on the GPU."""
+
+
 class Buffer:
     """Weights and adapters of a projection in `flat`, and what products read of them; without `base` the adapters alone."""
 
@@ -58,8 +72,11 @@ class Buffer:
             self.a, self.b = flat[: rank * columns].view(rank, columns), flat[rank * columns :].view(outputs, rank)
         self.a: torch.Tensor
         """[R, K]: all A."""
+        self.a_turned = self.a.t()
         self.b: torch.Tensor
         """[N, R]: sB, block-diagonal."""
+        self.launches: dict[tuple[Filling, bool], tuple[object, Repeatable | None]] = {}
+        """What has written base weights or not for whom, and from which addresses."""
 
     @staticmethod
     def numbers(outputs: int, columns: int, rank: int, base: bool) -> int:
@@ -108,10 +125,7 @@ class Filling:
         outputs = [slice(first, None, 2) for first in range(2)] if paired else _slices(self.sizes)
         self.parts = list(zip(outputs, _slices(self.ranks), strict=True))
         """Where each member's outputs and ranks lie among those of all."""
-        self.addresses: tuple[list[int], torch.Tensor] | None = None
-        """Of all parts of the weights, on the host and on the GPU."""
-        self.wide = False
-        """Whether adapters are in 32 bits."""
+        self.addresses: Addresses | None = None
         self.known = False
         """Whether weights still are where they were, so that the host need not ask each of them."""
         self.at_once = True
@@ -135,8 +149,13 @@ class Filling:
 
     def _agrees(self, like: torch.Tensor, base: bool) -> bool:
         flats = like.new_zeros(2, Buffer.numbers(*self.shape))
-        self._at_once(Buffer(flats[0], *self.shape), base)
-        self._singly(Buffer(flats[1], *self.shape), base)
+        once, singly = (Buffer(flat, *self.shape) for flat in flats)
+        self._singly(singly, base)
+        self._at_once(once, base)
+        if not torch.equal(*flats):
+            return False
+        flats[0].zero_()
+        self._at_once(once, base)  # which by now is the same launch made again
         return torch.equal(*flats)
 
     @cached_property
@@ -154,15 +173,19 @@ class Filling:
 
         if not self.known:
             self._look_up(buffer.b.device)
-        matrix = buffer.base if base else None
+        found, launch = buffer.launches.get((self, base), (None, None))
+        if launch is not None and found is self.addresses:
+            return launch()
+        _, wide, table = self.addresses
         members = self.sizes, self.ranks, self.scales
-        product_kernels.fill(self.addresses[1], matrix, buffer, *members, self.nested, self.wide, self.paired)
+        launch = product_kernels.fill(table, buffer.base if base else None, buffer, *members, self.nested, wide, self.paired)
+        buffer.launches[self, base] = self.addresses, launch
 
     def _look_up(self, device: torch.device) -> None:
         found = [address for member in self.members for address in _addresses(member, self.four_bit)]
-        if self.addresses is None or self.addresses[0] != found:
-            self.addresses = found, torch.tensor(found, device=device)
-        self.wide = any(member.adapter[0].dtype == torch.float32 for member in self.members if member.lora)
+        wide = any(member.adapter[0].dtype == torch.float32 for member in self.members if member.lora)
+        if self.addresses is None or self.addresses[:2] != (found, wide):
+            self.addresses = Addresses(found, wide, torch.tensor(found, device=device))
         self.known = True
 
     def _singly(self, buffer: Buffer, base: bool) -> None:
