@@ -57,7 +57,7 @@ def _train(recipe: Recipe, inputs: Inputs) -> Stage:
         },
         needs=("fetch", "prepare"),
         tools=("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate"),
-        version=4,  # 4: the buckets that DeepSpeed keeps in its checkpoints are those of the plan
+        version=5 if recipe.train.lora.dropout else 4,  # 4: DeepSpeed's buckets are those of the plan; 5: two places share a hash
         graceful=True,
         resumes=True,
         distributed=True,
