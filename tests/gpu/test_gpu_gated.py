@@ -128,7 +128,9 @@ def test_with_dropout_it_learns_what_an_activation_after_its_product_does(monkey
     for inside in (True, False):
         monkeypatch.setattr(gated, "known", lambda _device, _dtype, inside=inside: inside)
         model = adapted("nf4", dropout=0.2).cuda().train()
-        Fast.over(model).keep(choice([Keep.MORE] * 3))
+        fast = Fast.over(model)
+        assert [layer.gate_up.paired for layer in fast.layers] == [inside] * 3
+        fast.keep(choice([Keep.MORE] * 3))
         torch.manual_seed(5)
         found.append(learned(model, batch_on_gpu(documents())))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)

@@ -92,6 +92,10 @@ def test_norm(add, eight, drop):
     near_eight(small[1], small[0])
     if add:
         near(totals[1], totals[0], 0)
+        there = moved(h)
+        kernels.rms_norm(there, moved(weight), 1e-6, outs[1], moved(added), there, None)
+        near(there, totals[0], 0)
+        near(outs[1], outs[0])
 
 
 @pytest.mark.parametrize("eight", [False, True])

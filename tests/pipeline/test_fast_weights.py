@@ -34,6 +34,22 @@ def test_a_launch_that_writes_other_weights_is_refused_however_often_it_is_tried
     equal([learned(model, rows)], [expected])
 
 
+def test_a_launch_that_is_right_but_not_when_it_is_made_again_is_refused(monkeypatch, capsys):
+    seen = set()
+
+    def once(filling, buffer, base):
+        if buffer not in seen:
+            filling._singly(buffer, base)
+        seen.add(buffer)
+
+    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "_at_once", once)
+    fast = Fast.over(adapted("nf4").train())
+    fast.keep(choice([Keep.ALL] * 3, 0))
+    assert not any(projection.filling.at_once for layer in fast.layers for projection in layer.projections)
+    assert "the slower way is taken" in capsys.readouterr().out
+
+
 def test_a_launch_that_writes_the_same_is_used(monkeypatch, capsys):
     used = []
     monkeypatch.setattr(Filling, "_possible", lambda *_: True)

@@ -75,6 +75,14 @@ def test_each_stage_depends_on_its_own_part_of_the_recipe(bench):
     assert changed(bench, "train.max_tokens=64") == ["prepare", "train", "convert", "merge"]
 
 
+def test_dropout_makes_another_version_of_a_training_only_where_there_are_adapters_to_drop_for(bench):
+    def version(*sets: str) -> int:
+        return next(stage.version for stage in bench.open(sets=sets).stages if stage.name == "train")
+
+    assert version("train.lora.dropout=0.1") > version("train.lora.dropout=0")
+    assert version("train.lora.dropout=0.1", "train.method=full", "train.base.type=bf16") == version("train.lora.dropout=0")
+
+
 def test_an_unset_learning_rate_is_the_same_as_the_usual_one_written_out(bench):
     assert changed(bench, "train.learning_rate=2e-4") == []
 

@@ -41,7 +41,7 @@ def products(found: Sequence[Gpu], installed: Mapping[str, str], folder: Path = 
     amiss = [name for name, pin in wanted.items() if installed.get(name) != pin]
     if not amiss:
         return Finding("ok", "products", f"QuACK {wanted['quack-kernels']}")
-    what = f"not installed as pinned: {some(amiss)}; without lora.dropout training takes 1 to 2 % more time on such a GPU."
+    what = f"not installed as pinned: {some(amiss)}; training takes 1 to 2 % more time on such a GPU without them."
     return Finding("warning", "products", what, "Run 'pip install --no-deps -r docker/requirements-gpu.txt', or use the image.")
 
 

@@ -46,6 +46,7 @@ def _prepare(recipe: Recipe, inputs: Inputs) -> Stage:
 
 def _train(recipe: Recipe, inputs: Inputs) -> Stage:
     model = recipe.model.source
+    drops = recipe.train.method != "full" and recipe.train.lora.dropout > 0
     return Stage(
         "train",
         "tunestation.stages.train:run",
@@ -57,7 +58,7 @@ def _train(recipe: Recipe, inputs: Inputs) -> Stage:
         },
         needs=("fetch", "prepare"),
         tools=("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate"),
-        version=5 if recipe.train.lora.dropout else 4,  # 4: DeepSpeed's buckets are those of the plan; 5: two places share a hash
+        version=5 if drops else 4,  # 4: DeepSpeed's buckets are those of the plan; 5: two places share a hash
         graceful=True,
         resumes=True,
         distributed=True,

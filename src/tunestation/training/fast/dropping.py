@@ -20,13 +20,13 @@ class Dropped(NamedTuple):
     """Below 2^31."""
 
     def draw(self, x: torch.Tensor) -> torch.Tensor:
-        """`out` of x [T, K]."""
+        """Write x [T, K] with dropout to `out`, and hand that over."""
         dropout(x, self.p, self.seed, self.out)
         return self.out
 
 
 def dropout(x: torch.Tensor, p: float, seed: int, out: torch.Tensor) -> None:
-    """out [T, K] = x with each value kept with probability 1 - p, taken to 16 bits, and divided by it, or 0.
+    """out [T, K] = x with each value kept with probability 1 - p, to 16 bits, and divided by 1 - p, or 0.
 
     Which are kept depends on `seed` (below 2^31) and place alone, so a backward pass draws the same again. Rows of both may be strided.
     """

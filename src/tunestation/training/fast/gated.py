@@ -59,7 +59,7 @@ def backward(
     """out [T, 2N] = gradients of gate and up, and may be `gate_up`.
 
     That of silu(gate) * up is grads [T, K] @ weight [K, N], plus `added` [T, N]. silu(gate) * up itself goes to `result` [T, N], if that
-    is given, which may be `added`.
+    is given; `result` may be `added`.
     """
     if grads.is_cuda:
         return _kernels().backward(grads, weight, gate_up, out, result, added)

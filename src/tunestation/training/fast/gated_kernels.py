@@ -83,17 +83,16 @@ def agree(device: torch.device) -> bool:
 
 
 def _every(x, wide, narrow) -> list[torch.Tensor]:
-    """What each kernel makes of these, the last ones in place."""
+    """What each kernel makes of these, gradients also in the place of gate and up."""
     from tunestation.training.fast import gated
 
     gate_up, out = x.new_empty(len(x), wide.shape[1]), x.new_empty(len(x), narrow.shape[1])
     gated.product(x, wide, gate_up, out)
     found = [gate_up.clone(), out]
     for added in (None, out):
-        result = None if added is None else added.clone()
-        both = torch.empty_like(gate_up)
-        gated.backward(x, narrow, gate_up, both, torch.empty_like(out) if result is None else result, result)
-        there = gate_up.clone()
+        both, there = torch.empty_like(gate_up), gate_up.clone()
+        result = torch.empty_like(out) if added is None else added.clone()
+        gated.backward(x, narrow, gate_up, both, result, None if added is None else result)
         gated.backward(x, narrow, there, there, None, added)
-        found += [both, there]
+        found += [both, result, there]
     return found

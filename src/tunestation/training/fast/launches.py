@@ -18,9 +18,9 @@ class Repeatable:
     def __init__(self, kernel: JITFunction, programs: int, *arguments: object, **options: object):
         self.usual = lambda: kernel[(programs,)](*arguments, **options)
         compiled = self.usual()
+        constants = [options[name] for name in kernel.arg_names[len(arguments) :]]
         self.again = None if compiled is None else lambda: compiled[programs, 1, 1](*arguments, *constants)
         """None by Triton's interpreter."""
-        constants = [options[name] for name in kernel.arg_names[len(arguments) :]]
 
     def __call__(self) -> None:
         if self.again is None:

@@ -56,7 +56,7 @@ class Layer:
 
     def forward(self, h: torch.Tensor, step: Step) -> tuple[torch.Tensor, Kept]:
         """The layer's result [T, K]; also all that it has kept. What `step` has still to add to h is added."""
-        kept, read = self.attend(h, step, step.take_pending(), self.keep is not Keep.INPUT)
+        kept, read = self.attend(h, step, self.keep is not Keep.INPUT)
         seed, found = self.seeds(step)[3], None
         if self.through:
             found = self.down.input(h, None)
@@ -74,11 +74,13 @@ class Layer:
         """Whether the activation is inside of products."""
         return self.gate_up.paired
 
-    def attend(self, h: torch.Tensor, step: Step, added: torch.Tensor | None = None, stays: bool = True) -> tuple[Kept, Input]:
-        """The first half; also what gate and up read. `added` is first added to h itself; if nothing `stays`, tails are not copied."""
+    def attend(self, h: torch.Tensor, step: Step, stays: bool = True) -> tuple[Kept, Input]:
+        """The first half; also what gate and up read. If nothing of it `stays`, tails are not copied."""
         seed, seed_o, seed_gate_up, _ = self.seeds(step)
         read = self.qkv.input(h, seed)
-        _normalise_to(read, self.block.norm1, h, added, None if added is None else h)
+        pending = step.take_pending()
+        _normalise_to(read, self.block.norm1, h, pending, None if pending is None else h)
+        del pending
         qkv, x_qkv = self.qkv.forward(read, keep=self.keep is Keep.MORE)
         qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv, stays)
         q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
@@ -264,6 +266,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h: torch.Tensor, layer: Layer, step: Step, *adapters: torch.Tensor) -> torch.Tensor:
         step.bring(layer.index, 1)
+        # the layer may complete h in place: autograd saves what is in it after that, and nobody else has it
         ctx.save_for_backward(step.inputs.put(layer.index, h))
         out, kept = layer.forward(h, step)
         ctx.layer, ctx.step, ctx.kept = layer, step, layer.left_out(kept)

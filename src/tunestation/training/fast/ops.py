@@ -58,7 +58,7 @@ def rms_norm(
     eight: Eight | None = None,
     drop: Dropped | None = None,
 ) -> None:
-    """out = weight * x / rms(x) (arXiv 1910.07467), x being h [T, K], or h + added, which is also written to `total`."""
+    """out = weight * x / rms(x) (arXiv 1910.07467), x being h [T, K], or h + added, which is also written to `total`, which may be h."""
     if h.is_cuda:
         return _kernels().rms_norm(h, weight, eps, out, added, total, eight, drop)
     if added is not None:

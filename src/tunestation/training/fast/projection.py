@@ -200,7 +200,7 @@ class Projection:
         return x if room is None else room.draw(x)
 
     def draw(self, read: Input, seed: int | None) -> None:
-        """What adapters read of a written `read.x`, which was to be had without room for that."""
+        """What adapters read of `read.x`; `read` was made without room for it, so that less memory is taken while x is written."""
         read.dropped = self._room(read.x, seed)
         if read.dropped is not None:
             read.dropped.draw(read.x)

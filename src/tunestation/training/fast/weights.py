@@ -75,8 +75,8 @@ class Buffer:
         self.a_turned = self.a.t()
         self.b: torch.Tensor
         """[N, R]: sB, block-diagonal."""
-        self.launches: dict[tuple[Filling, bool], tuple[object, Repeatable | None]] = {}
-        """What has written base weights or not for whom, and from which addresses."""
+        self.launches: dict[tuple[Filling, bool], tuple[Addresses, Repeatable | None]] = {}
+        """The last launch for each filling, with or without base weights, and the addresses that it reads."""
 
     @staticmethod
     def numbers(outputs: int, columns: int, rank: int, base: bool) -> int:
