@@ -116,11 +116,15 @@ def _compare_measures(stage: Stage, record: dict, locked: dict) -> Comparison:
     outside = [f"{name} is off by {gap:.2%}" for name, (gap, allowed) in gaps.items() if not gap <= allowed]
     if outside:
         return Comparison(stage.name, "differs", "; ".join(outside))
-    worst = max((gap for gap, _ in gaps.values()), default=None)
-    if worst is None:
-        reason = "other bytes, on another kind of device or Python, from inputs within tolerance, or by a GPU in no fixed order"
-        return Comparison(stage.name, "within tolerance", reason)
-    return Comparison(stage.name, "within tolerance", f"metrics within {worst:.2%}")
+    return Comparison(stage.name, "within tolerance", _why_near(gaps))
+
+
+def _why_near(gaps: dict[str, tuple[float, float]]) -> str:
+    if not gaps:
+        return "other bytes, on another kind of device or Python, from inputs within tolerance, or by a GPU in no fixed order"
+    farthest = max(gaps, key=lambda name: gaps[name][0])
+    gap, allowed = gaps[farthest]
+    return f"metrics within {gap:.2%}" + (f" ({farthest}, of {100 * allowed:g}% allowed)" if gap else "")
 
 
 def _gap(value: float | None, wanted: dict) -> tuple[float, float]:
