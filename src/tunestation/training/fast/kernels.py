@@ -122,6 +122,13 @@ def _activate(gate, GELU: tl.constexpr):
     return act, slope
 
 
+@triton.jit
+def _load_gate_up(row, at, columns):
+    """Gate and up of columns `at` of a row."""
+    inside = at < columns
+    return tl.load(row + at, inside, 0).to(tl.float32), tl.load(row + columns + at, inside, 0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["seed", "limit"])
 def _glu(
     gate_up, gate_up_row, out, out_stride, eight, scales, dropped, seed, limit, share, columns: tl.constexpr,
@@ -132,8 +139,7 @@ def _glu(
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
-        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
+        gate, up = _load_gate_up(gate_up + row * gate_up_row, at, columns)
         act, _ = _activate(gate, GELU)
         value = (act * up).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, value, inside)
@@ -164,8 +170,7 @@ def _glu_backward(
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < columns
-        gate = tl.load(gate_up + row * gate_up_row + at, inside, 0).to(tl.float32)
-        up = tl.load(gate_up + row * gate_up_row + columns + at, inside, 0).to(tl.float32)
+        gate, up = _load_gate_up(gate_up + row * gate_up_row, at, columns)
         act, slope = _activate(gate, GELU)
         g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32)
         d_gate = (g * up * slope).to(out.dtype.element_ty)
