@@ -9,16 +9,15 @@ import argparse
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 import torch
-from measuring import CUDA, Clock, limits, save
+from measuring import CUDA, limits, median_seconds, save
 
 from tunestation.training.fast import ops
 
 VOCABULARIES = (32000, 92544, 152064)
 DEVICE = "cuda" if CUDA else "cpu"
-BYTES, RUNS = (2**29, 20) if CUDA else (2**22, 2)
+BYTES = 2**29 if CUDA else 2**22
 """Of logits, about as many as a step makes at a time."""
 
 
@@ -36,17 +35,6 @@ def quack(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return cross_entropy_fwd(logits, targets, return_dx=True, inplace_backward=True)[0]
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """The median."""
-    for _ in range(3):
-        run()
-    clock = Clock()
-    for _ in range(RUNS):
-        run()
-        clock.tick()
-    return median(clock.seconds())
-
-
 def measure(vocabulary: int, stack: str, kernel: Callable) -> dict:
     """One row; `error` is how far losses and gradients are from torch's in fp32, relative."""
     rows = BYTES // 2 // vocabulary
@@ -56,7 +44,7 @@ def measure(vocabulary: int, stack: str, kernel: Callable) -> dict:
     gradient = torch.autograd.grad(wanted.sum(), exact)[0]
     losses = kernel(found, targets[:64])
     error = max(((mine - theirs).norm() / theirs.norm()).item() for mine, theirs in ((losses, wanted), (found.float(), gradient)))
-    time = seconds(lambda: kernel(logits, targets))
+    time = median_seconds(lambda: kernel(logits, targets))
     tbps = 2 * logits.nbytes / time / 1e12
     return {"case": f"loss-{vocabulary}", "stack": stack, "rows": rows, "us": round(1e6 * time), "tbps": round(tbps, 2), "error": error}
 

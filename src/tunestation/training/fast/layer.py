@@ -58,21 +58,16 @@ class Layer:
         """The layer's result [T, K]; also all that it has kept. What `step` has still to add to h is added."""
         kept, read = self.attend(h, step, self.keep is not Keep.INPUT)
         seed, found = self.seeds(step)[3], None
-        if self.through:
+        if self.gate_up.paired:
             found = self.down.input(h, None)
         self.expand(kept, read, found and found.x, self.keep in (Keep.ALL, Keep.MORE))
         del read  # its memory is free before what comes next takes some
-        if self.through:
+        if self.gate_up.paired:
             self.down.draw(found, seed)
         else:
             found = self.down.input(h, seed)
             ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped)
         return self.contract(kept, found, step), kept
-
-    @property
-    def through(self) -> bool:
-        """Whether the activation is inside of products."""
-        return self.gate_up.paired
 
     def attend(self, h: torch.Tensor, step: Step, stays: bool = True) -> tuple[Kept, Input]:
         """The first half; also what gate and up read. If nothing of it `stays`, tails are not copied."""
@@ -155,7 +150,7 @@ class Layer:
         """`kept` without what is computed again."""
         if self.keep is Keep.INPUT:
             return Kept(*[None] * 8, tail_down=kept.tail_down)
-        return replace(kept, gate_up=None, tail_gate_up=None) if self.keep is Keep.ATTENTION else kept
+        return replace(kept, gate_up=None) if self.keep is Keep.ATTENTION else kept
 
     def backward(self, h: torch.Tensor, kept: Kept, step: Step, d_out: torch.Tensor, wanted: bool) -> tuple:
         """(dh or None, gradients of `adapters`)."""
@@ -197,7 +192,7 @@ class Layer:
     def _backward_gate(self, kept: Kept, given: Given, seed: int | None) -> tuple:
         """(rows that the backward pass of gate and up reads, also in 8 bits, what the last projection read if it is made again)."""
         made, outputs = self.down.rank > 0 and kept.x_down is None, self.gate_up.outputs
-        if self.through:
+        if self.gate_up.paired:
             grads = self.gate_up.widened(kept.gate_up)
             x = grads.new_empty(len(grads), self.down.columns) if made else None
             self.down.backward_through(given.rows, seed, kept.gate_up, grads[:, :outputs], x)

@@ -18,8 +18,6 @@ from tunestation.training.fast.dropping import Dropped, dropout, dropped
 
 Eight = tuple[torch.Tensor, torch.Tensor]
 """float8_e4m3fn values [T, K] and fp32 scales [T, 1]; their product is what they stand for."""
-
-
 GELU, CUBIC = 2 * (2 / pi) ** 0.5, 0.044715
 """Of gelu by tanh (arXiv 1606.08415)."""
 

@@ -53,7 +53,7 @@ class Projection:
 
     @property
     def paired(self) -> bool:
-        """Whether outputs of two members lie in turn."""
+        """Whether outputs of two members, gate and up, lie in turn: what is made of them is then made inside of products."""
         return self.filling.paired
 
     @property
