@@ -41,8 +41,8 @@ COPY src /opt/tunestation/src
 RUN python -m compileall -q /opt/tunestation/src \
     && python /opt/tunestation/docker/sbom.py > /opt/tunestation/sbom.cdx.json
 # Everything is said here, not in the entry point: some providers replace that. What is compiled at run time (DeepSpeed's ops, kernels
-# of Triton, QuACK and Inductor) goes to the cache volume, and is compiled for the machine at hand once, not at each start. The library
-# path has the driver's folders alone: torch shall find the CUDA libraries of the lock, not those of the base.
+# of Triton, QuACK, FlashAttention and Inductor) goes to the cache volume, and is compiled for the machine at hand once, not at each
+# start. The library path has the driver's folders alone: torch shall find the CUDA libraries of the lock, not those of the base.
 ENV TUNE_HOME=/volumes \
     TUNE_RUNNER=here \
     TUNE_LISTEN=0.0.0.0 \
@@ -59,6 +59,8 @@ ENV TUNE_HOME=/volumes \
     TORCHINDUCTOR_CACHE_DIR=/volumes/cache/torchinductor \
     TRITON_CACHE_DIR=/volumes/cache/triton \
     QUACK_CACHE_DIR=/volumes/cache/quack \
+    FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED=1 \
+    FLASH_ATTENTION_CUTE_DSL_CACHE_DIR=/volumes/cache/flash_attention \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -51,6 +51,7 @@ def launches(capability: int) -> None:
     for other in (None, h):
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
     dropping_kernels.dropout(h, 0.1, 5, h)
+    kernels.scatter(h, torch.zeros(4, dtype=torch.int64), weight.float(), h)
     rotary_kernels.rotate(heads, table, table, heads, 1)
     rotary_kernels.norm_rotate(heads, weight, 1e-6, table, table, heads)
     rotary_kernels.norm_rotate_backward(heads, heads, weight, 1e-6, table, table, heads)

@@ -246,6 +246,15 @@ def test_dropout_draws_the_same_mask(columns):
     near(outs[1], outs[0], 1e-3)
 
 
+def test_rows_are_scaled_and_scattered():
+    x, places, scale = numbers(ROWS, COLUMNS), torch.randperm(2 * ROWS)[:ROWS], torch.tensor([0.37])
+    outs = [torch.zeros(2 * ROWS, COLUMNS, dtype=x.dtype, device=device) for device in ("cpu", DEVICE)]
+    ops.scatter(x, places, scale, outs[0])
+    kernels.scatter(moved(x), moved(places), moved(scale), outs[1])
+    assert torch.equal(outs[1].cpu(), outs[0])
+    kernels.scatter(moved(x[:0]), moved(places[:0]), moved(scale), outs[1])
+
+
 def test_rows_in_8_bit():
     x = strided(ROWS, COLUMNS)
     x[0].copy_(numbers(ROWS, COLUMNS))

@@ -8,7 +8,7 @@ import torch
 from test_fast_step import LENGTHS, adapted, choice, documents, learned, same
 
 from tunestation.training.batches import Collate, lay
-from tunestation.training.fast import gated, ops
+from tunestation.training.fast import gated, hopper, ops
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
@@ -99,39 +99,39 @@ def test_a_cpu_and_other_formats_have_no_kernels_for_it():
 
 
 @pytest.fixture
-def hopper(monkeypatch):
+def on_hopper(monkeypatch):
     """Asks as on a Hopper GPU with QuACK, whose kernels are those that it is given."""
 
     def ask(agree) -> bool:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
         monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
-        monkeypatch.setattr(gated, "find_spec", lambda _name: True)
+        monkeypatch.setattr(hopper, "installed", lambda package: package == "quack-kernels")
         monkeypatch.setattr(gated, "_kernels", lambda: SimpleNamespace(agree=agree))
         return gated.known.__wrapped__(torch.device("cuda", 0), torch.bfloat16)
 
     return ask
 
 
-def test_kernels_that_agree_are_taken_in_silence(hopper, capsys):
-    assert hopper(lambda _device: True)
+def test_kernels_that_agree_are_taken_in_silence(on_hopper, capsys):
+    assert on_hopper(lambda _device: True)
     assert capsys.readouterr().out == ""
 
 
-def test_kernels_that_give_other_results_or_do_not_run_are_left_and_that_is_said(hopper, capsys):
-    assert not hopper(lambda _device: False)
+def test_kernels_that_give_other_results_or_do_not_run_are_left_and_that_is_said(on_hopper, capsys):
+    assert not on_hopper(lambda _device: False)
     assert "give other results here; the activation takes a pass of its own" in capsys.readouterr().out
 
     def broken(_device):
         raise TypeError("unexpected keyword\nin line 3")
 
-    assert not hopper(broken)
+    assert not on_hopper(broken)
     assert "do not run here (TypeError: unexpected keyword); the activation" in capsys.readouterr().out
 
 
-def test_without_quack_nothing_is_tried_nor_said(hopper, monkeypatch, capsys):
-    hopper(None)
+def test_without_quack_nothing_is_tried_nor_said(on_hopper, monkeypatch, capsys):
+    on_hopper(None)
     capsys.readouterr()
-    monkeypatch.setattr(gated, "find_spec", lambda _name: None)
+    monkeypatch.setattr(hopper, "installed", lambda _package: False)
     assert not gated.known.__wrapped__(torch.device("cuda", 0), torch.bfloat16)
     assert capsys.readouterr().out == ""
 

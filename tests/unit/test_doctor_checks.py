@@ -41,7 +41,7 @@ def test_the_driver_must_be_as_new_as_the_cuda_of_torch_wants(driver, cuda, leve
 def test_a_hopper_gpu_wants_quack_and_another_is_not_asked():
     assert checks.products([Gpu("L4", "580", (8, 9))], {}) is None
     wanted = checks.pins((PROJECT / "docker" / "requirements-gpu.txt").read_text(encoding="utf-8"))
-    assert checks.products([H100], wanted).what == f"QuACK {wanted['quack-kernels']}"
+    assert checks.products([H100], wanted).what == f"QuACK {wanted['quack-kernels']}, FlashAttention {wanted['flash-attn-4']}"
     for have in ({}, wanted | {"nvidia-cutlass-dsl": "1.0"}):
         found = checks.products([H100], have)
         assert found.level == "warning" and "nvidia-cutlass-dsl" in found.what and "docker/requirements-gpu.txt" in found.remedy

@@ -17,7 +17,7 @@ from tunestation.pipeline.workers import Workers
 from tunestation.settings import visible_gpus_variable
 
 STACK = (
-    "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "quack-kernels",
+    "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "quack-kernels", "flash-attn-4",
     "datasets", "tokenizers", "safetensors", "gradio",
 )  # fmt: skip
 

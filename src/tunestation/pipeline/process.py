@@ -69,6 +69,8 @@ def child_variables(cache: Path, offline: bool) -> dict[str, str]:
         "TORCH_EXTENSIONS_DIR": str(cache / "torch_extensions"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "QUACK_CACHE_DIR": str(cache / "quack"),
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(cache / "flash_attention"),
         "TOKENIZERS_PARALLELISM": "false",
         # threads that spin while they wait lose tenfold as soon as another program takes one of few cores
         "OMP_WAIT_POLICY": "passive",

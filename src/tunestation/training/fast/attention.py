@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -52,10 +52,23 @@ def _varlen() -> tuple:
     return varlen_attn, {"enable_gqa": True} if flag else {}
 
 
-def gradients(attention: torch.Tensor, of: tuple[torch.Tensor, ...], grad: torch.Tensor, documents: Documents) -> tuple[torch.Tensor, ...]:
-    """Those of queries, keys and values, as `attend` took them, for the gradient of its result."""
-    with _one_order() if documents.in_order and grad.is_cuda else nullcontext():
-        return torch.autograd.grad(attention, of, grad)
+class ByTorch:
+    """Causal attention of q [T, heads, size], k and v [T, key-value heads, size], and what its gradient needs."""
+
+    def __init__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float, out: torch.Tensor | None = None
+    ) -> None:
+        """`out` [T, heads * size], which may be strided, is where `result` is wanted; it need not be there."""
+        self.of, self.documents = tuple(x.detach().requires_grad_() for x in (q, k, v)), documents
+        with torch.enable_grad():
+            self.with_graph = attend(*self.of, documents, scale)
+        self.result = self.with_graph.detach()
+        """[T, heads, size]."""
+
+    def gradients(self, grad: torch.Tensor, outs: Sequence[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
+        """Those of q, k and v for that of `result`; `outs` is where they are wanted, as `out` above."""
+        with _one_order() if self.documents.in_order and grad.is_cuda else nullcontext():
+            return torch.autograd.grad(self.with_graph, self.of, grad)
 
 
 @contextmanager

@@ -47,5 +47,5 @@ class _SummedLoss(torch.autograd.Function):
     def backward(ctx, scale):
         gradient, labelled = ctx.saved_tensors
         full = gradient.new_zeros(ctx.tokens, gradient.shape[1])
-        full.index_copy_(0, labelled, (gradient * scale.view(1)).to(gradient.dtype))
+        ops.scatter(gradient, labelled, scale, full)
         return full, None, None, None, None, None

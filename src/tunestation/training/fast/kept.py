@@ -7,6 +7,9 @@ from enum import IntEnum
 
 import torch
 
+from tunestation.training.fast.attention import ByTorch
+from tunestation.training.fast.flash import Flash
+
 
 class Keep(IntEnum):
     """What a layer holds between forward and backward pass, from fastest to smallest."""
@@ -25,11 +28,7 @@ class Keep(IntEnum):
 class Kept:
     """Activations of one layer; a tail is an input's adapter share xA' [T, R]."""
 
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    attention: torch.Tensor
-    """[T, heads, size], with the graph back to q, k, v."""
+    attention: ByTorch | Flash
     tail_qkv: torch.Tensor | None
     tail_o: torch.Tensor | None
     middle: torch.Tensor

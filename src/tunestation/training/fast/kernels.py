@@ -218,6 +218,20 @@ def copy(x, out, eight=None, drop=None) -> None:
 
 
 @triton.jit
+def _scatter(x, places, scale, out, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    value = tl.load(x + row * columns + at, at < columns, 0).to(tl.float32) * tl.load(scale)
+    tl.store(out + tl.load(places + row) * columns + at, value, at < columns)
+
+
+def scatter(x, places, scale, out) -> None:
+    rows, columns = x.shape
+    if rows:
+        _scatter[(rows,)](x, places, scale, out, columns, BLOCK=power_of_2(columns), num_warps=_warps(columns))
+
+
+@triton.jit
 def _quantise_rows(x, x_row, out, scales, columns, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)

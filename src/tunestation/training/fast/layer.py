@@ -9,8 +9,10 @@ from torch import nn
 
 from tunestation.training.fast import ops
 from tunestation.training.fast.adapters import Joined, Layout, Part
-from tunestation.training.fast.attention import attend, gradients
+from tunestation.training.fast.attention import ByTorch
 from tunestation.training.fast.block import Block, Norm
+from tunestation.training.fast.flash import Flash
+from tunestation.training.fast.heads import Heads
 from tunestation.training.fast.kept import Keep, Kept
 from tunestation.training.fast.projection import Input, Projection
 from tunestation.training.fast.step import Given, Step
@@ -20,14 +22,23 @@ from tunestation.training.fast.weights import Scratch
 class Layer:
     """Runs one decoder layer of a Llama-like model over the weights of its modules."""
 
-    def __init__(self, block: Block, index: int, projection: type[Projection], scratch: Scratch, gated: bool = False):
+    def __init__(
+        self,
+        block: Block,
+        index: int,
+        projection: type[Projection],
+        scratch: Scratch,
+        gated: bool = False,
+        attention: type[ByTorch] | type[Flash] = ByTorch,
+    ):
         """`gated`: the activation goes inside of products, if the MLP's rows begin where these want it."""
-        self.block, self.index = block, index
+        self.block, self.index, self.attention = block, index, attention
         self.qkv, self.o, self.gate_up, self.down = (
             projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
         )
         if gated and self.gate_up.aligned and self.down.aligned:
             self.gate_up = projection(block.gate_up, scratch, paired=True)
+        self.heads = Heads(block)
         self.projections = [self.qkv, self.o, self.gate_up, self.down]
         self.layout = Layout([each.filling for each in self.projections])
         self.joined: Joined | None = None
@@ -78,40 +89,19 @@ class Layer:
         del pending
         qkv, x_qkv = self.qkv.forward(read, keep=self.keep is Keep.MORE)
         qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv, stays)
-        q, k, v = (part.detach().requires_grad_() for part in self._turn(qkv, step))
-        with torch.enable_grad():
-            attention = attend(q, k, v, step.documents, self.block.scale)
+        q, k, v = self.heads.turn(qkv, step)
         read = self.o.input(h, seed_o)
-        ops.copy(attention.detach().flatten(1), read.x, read.eight, read.dropped)
+        attention = self.attention(q, k, v, step.documents, self.block.scale, self._place(read))
+        _hand_over(attention.result, read)
         added, middle = self.o.forward(read)[0], torch.empty_like(h)
-        tail_o = _tail(read.rows, self.o, None, stays)  # its input, the attention, is kept anyway
+        tail_o = _tail(read.rows, self.o, attention.result, stays)  # its input, the attention, is kept anyway
         read = self.gate_up.input(h, seed_gate_up)
         _normalise_to(read, self.block.norm2, h, added, middle)
-        return Kept(q, k, v, attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), read
+        return Kept(attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), read
 
-    def _turn(self, qkv: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
-        """q, k, v [T, heads, size] as attention takes them: in place, unless heads are normalised."""
-        parts = qkv.split(self.block.heads, 1)
-        if not self.block.head_norms:
-            turned = qkv[:, : -self.block.heads[2]]
-            ops.rotate(turned, step.cos, step.sin, turned)
-            return parts
-        turned = qkv.new_empty(len(qkv), sum(self.block.heads[:2]), self.block.size).split(self.block.heads[:2], 1)
-        for norm, part, out in zip(self.block.head_norms, parts, turned, strict=False):
-            ops.norm_rotate(part, norm.weight, norm.eps, step.cos, step.sin, out)
-        return *turned, parts[2]
-
-    def _turn_back(self, turned: tuple, kept: Kept, step: Step, out: torch.Tensor, wanted: bool) -> ops.Eight | None:
-        """The gradients of `_turn`'s q, k, v to `out` [T, N], and in 8 bits if they are `wanted` so and all are written at once."""
-        if not self.block.head_norms:
-            eight = self.qkv.eight(out, self.qkv.outputs) if wanted else None
-            ops.turn_back(turned, step.cos, step.sin, out, eight)
-            return eight
-        parts, before = (x.split(self.block.heads, 1) for x in (out.unflatten(1, (-1, self.block.size)), kept.before_turning))
-        for norm, gradient, x, part in zip(self.block.head_norms, turned, before, parts, strict=False):
-            ops.norm_rotate_backward(gradient, x, norm.weight, norm.eps, step.cos, step.sin, part)
-        ops.copy(turned[2].flatten(1), parts[2].flatten(1))
-        return None
+    def _place(self, read: Input) -> torch.Tensor | None:
+        """Where attention may write its result for the next product: not where a copy is made anyway, in 8 bits."""
+        return read.x if self.o.aligned and read.eight is None else None
 
     def expand(self, kept: Kept, read: Input, out: torch.Tensor | None = None, stays: bool = True) -> None:
         """Gate and up from what they read; also what the activation makes of them, to `out` if it is inside of the product. If they do
@@ -149,7 +139,7 @@ class Layer:
     def left_out(self, kept: Kept) -> Kept:
         """`kept` without what is computed again."""
         if self.keep is Keep.INPUT:
-            return Kept(*[None] * 8, tail_down=kept.tail_down)
+            return Kept(*[None] * 5, tail_down=kept.tail_down)
         return replace(kept, gate_up=None) if self.keep is Keep.ATTENTION else kept
 
     def backward(self, h: torch.Tensor, kept: Kept, step: Step, d_out: torch.Tensor, wanted: bool) -> tuple:
@@ -207,12 +197,14 @@ class Layer:
         """dh (None unless `wanted`); gradients of adapters to the parts. `given` as `_backward_mlp` left it."""
         d_middle, seed_o = given.rows, self.seeds(step)[1]
         d_attention = self.o.backward(d_middle, seed_o, given.eight)
-        self.o.adapter_gradients(d_middle, self.o.adapter_input(kept.attention.detach().flatten(1), seed_o), kept.tail_o, out_o)
+        result = kept.attention.result
+        self.o.adapter_gradients(d_middle, self.o.adapter_input(result.flatten(1), seed_o), kept.tail_o, out_o)
         grads = self.qkv.gradient(h)
-        d_attention = d_attention.view(kept.attention.shape)
-        turned = gradients(kept.attention, (kept.q, kept.k, kept.v), d_attention, step.documents)
-        eight = self._turn_back(turned, kept, step, grads[:, : self.qkv.outputs], wanted)
-        kept.attention = kept.before_turning = turned = d_attention = None
+        out = grads[:, : self.qkv.outputs]
+        turned = kept.attention.gradients(d_attention.view(result.shape), self.heads.of(out) if self.qkv.aligned else None)
+        eight = self.qkv.eight(out, self.qkv.outputs) if wanted and self.heads.written_anew(turned, out) else None
+        self.heads.turn_back(turned, kept.before_turning, step, out, eight)
+        kept.attention = kept.before_turning = result = turned = d_attention = None
         dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted)
         del eight
         dh, x = self._backward_input(h, kept, step, dx, d_middle[:, : self.o.outputs])
@@ -230,6 +222,14 @@ class Layer:
             dh = step.given.rows[:, : self.down.outputs]
             _denormalise(self.block.norm1, dx, h, dh, d_middle, step.given.eight, made)
         return dh, self.qkv.adapter_input(dx, self.seeds(step)[0]) if made else kept.x_qkv
+
+
+def _hand_over(attention: torch.Tensor, read: Input) -> None:
+    """What attention has made [T, heads, size], to where the next product reads it, unless it is there."""
+    if attention.data_ptr() != read.x.data_ptr():
+        ops.copy(attention.flatten(1), read.x, read.eight, read.dropped)
+    elif read.dropped is not None:
+        read.dropped.draw(read.x)
 
 
 def _tail(rows: torch.Tensor, projection: Projection, kept: torch.Tensor | None, stays: bool = True) -> torch.Tensor | None:

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tunestation.training import memory
-from tunestation.training.fast import gated, nf4
+from tunestation.training.fast import flash, gated, nf4
 from tunestation.training.fast.adapters import Joined
-from tunestation.training.fast.attention import Documents
+from tunestation.training.fast.attention import ByTorch, Documents
 from tunestation.training.fast.block import Block, Norm, unknown
+from tunestation.training.fast.flash import Flash
 from tunestation.training.fast.float8 import Float8Linear, Float8Projection
 from tunestation.training.fast.head import summed_loss
 from tunestation.training.fast.host import HostEmbedding, Inputs, Waiting
@@ -25,6 +26,8 @@ from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Member, Scratch
 
+ROWS = 128
+"""Of logits, in whole tiles of a product."""
 LEARNING = ("lora_A.default.weight", "lora_B.default.weight")
 """What peft calls the weights that it teaches; an adapter may let more learn: DoRA's magnitudes, biases, whole modules."""
 
@@ -79,8 +82,10 @@ class Fast:
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
         projection = Float8Projection if eight_bit else Projection
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
-        inside = not eight_bit and blocks[0].pairs and gated.known(device or inner.device, inner.dtype)
-        layers = [Layer(block, index, projection, scratch, inside) for index, block in enumerate(blocks)]
+        where, heads = device or inner.device, tuple(blocks[0].heads[:2])
+        inside = not eight_bit and blocks[0].pairs and gated.known(where, inner.dtype)
+        attention = Flash if flash.known(where, inner.dtype, heads, blocks[0].size) else ByTorch
+        layers = [Layer(block, index, projection, scratch, inside, attention) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
         choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)
         fast = cls(inner, layers, norm, choice, Waiting(inner, choice, device))
@@ -93,7 +98,10 @@ class Fast:
     @property
     def made_by(self) -> str:
         """What its bits depend on besides the GPU and the versions that a stage's key names."""
-        return f"QuACK {version('quack-kernels')}" if self.layers[0].gate_up.paired else "no QuACK"
+        first = self.layers[0]
+        used = {"QuACK": "quack-kernels"} if first.gate_up.paired else {}
+        used |= {"FlashAttention": "flash-attn-4"} if first.attention is Flash else {}
+        return ", ".join(f"{name} {version(package)}" for name, package in used.items()) or "no QuACK"
 
     def join(self) -> None:
         """From now on adapters learn as one weight a layer, where they are of one kind: for a GPU, which small ones keep waiting.
@@ -130,7 +138,8 @@ class Fast:
         for layer in self.layers:
             h = layer(h, step)
         head = self.model.lm_head.weight
-        rows = max(1, self.choice.logits // (head.shape[0] * h.element_size()))
+        rows = self.choice.logits // (head.shape[0] * h.element_size())
+        rows = max(1, rows - rows % ROWS if rows > ROWS else rows)
         return CausalLMOutputWithPast(loss=summed_loss(h, self.norm, head, labelled, targets, rows))
 
     def _embed(self, input_ids: torch.Tensor, host_ids: np.ndarray) -> torch.Tensor:

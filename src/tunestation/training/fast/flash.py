@@ -1,0 +1,87 @@
+"""Attention by FlashAttention 4 (CuTe DSL, BSD-3), which torch knows as one of its ways too, on Hopper GPUs.
+
+It is called by its own two functions, as torch's `nn.attention._fa4` calls them: they write to where the next product reads, and gradients
+to where the one before it does. On an H200 a layer's attention and its gradient take 10 % less time than cuDNN's, 35 % less than torch's
+FlashAttention for packs of short documents, and 40 % less where gradients are summed in one order; the host is busy half as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from tunestation.training.fast import hopper
+from tunestation.training.fast.attention import ByTorch, Documents
+
+LARGEST = 128
+"""Columns of a head up to which it has been measured."""
+TRIED = ((200, 312), (256, 256))
+"""Lengths of documents that are tried at start: of different ones and of equal ones, which are laid otherwise."""
+
+
+@cache
+def known(device: torch.device, dtype: torch.dtype, heads: tuple[int, int], size: int) -> bool:
+    """Whether it is here, and right for so many `heads` of queries and of keys with `size` columns each."""
+    if size > LARGEST or size % 8 or not hopper.has(device, dtype, "flash-attn-4"):
+        return False
+    return hopper.agrees(device, "FlashAttention 4's kernels", "torch's attention is taken", lambda on: _agree(on, heads, size))
+
+
+class Flash:
+    """As `ByTorch`."""
+
+    def __init__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float, out: torch.Tensor | None = None
+    ) -> None:
+        self.of, self.documents, self.scale = (q, k, v), documents, scale
+        self.result = q.new_empty(q.shape) if out is None else out.unflatten(1, q.shape[1:])
+        laid = [self._laid(x) for x in (q, k, v)]
+        options = {"softmax_scale": scale, "causal": True, "return_lse": True, "out": self._laid(self.result)}
+        self.sums = _interface()._flash_attn_fwd(*laid, **options, **self._lengths())[1]
+
+    def gradients(self, grad: torch.Tensor, outs: Sequence[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
+        """Those of q, k and v, in `outs` if they are given, which may be strided, for that of `result`."""
+        if outs is None:
+            outs = [x.new_empty(x.shape) for x in self.of]
+        laid = [self._laid(x) for x in (*self.of, self.result, grad)]
+        places = dict(zip(("dq", "dk", "dv"), map(self._laid, outs), strict=True))
+        options = {"softmax_scale": self.scale, "causal": True, "deterministic": self.documents.in_order}
+        _interface()._flash_attn_bwd(*laid, self.sums, **options, **places, **self._lengths())
+        return outs
+
+    def _laid(self, x: torch.Tensor) -> torch.Tensor:
+        """Documents of one length as a batch, which takes 4 % less time; others one behind the other."""
+        return x.unflatten(0, (-1, self.documents.longest)) if self.documents.equal else x
+
+    def _lengths(self) -> dict:
+        """Of documents that are not a batch."""
+        if self.documents.equal:
+            return {}
+        cu, longest = self.documents.cu_seqlens, self.documents.longest
+        return {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
+
+
+@cache
+def _interface():
+    from flash_attn.cute import interface
+
+    return interface
+
+
+def _agree(device: torch.device, heads: tuple[int, int], size: int) -> bool:
+    """Whether attention over a few short documents, and its gradients, are torch's on a CPU in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    return all(_agree_on(device, lengths, heads, size, generator) for lengths in TRIED)
+
+
+def _agree_on(device: torch.device, lengths: tuple, heads: tuple[int, int], size: int, generator: torch.Generator) -> bool:
+    tokens, found = sum(lengths), []
+    given = [torch.randn(tokens, count, size, generator=generator).bfloat16() for count in (heads[0], heads[1], heads[1], heads[0])]
+    cu = torch.tensor([0, *lengths]).cumsum(0).int()
+    for way, where, dtype in ((ByTorch, torch.device("cpu"), torch.float32), (Flash, device, torch.bfloat16)):
+        *of, grad = (x.to(where, dtype) for x in given)
+        made = way(*of, Documents(cu.to(where), max(lengths), tokens), size**-0.5)
+        found.append([made.result, *made.gradients(grad)])
+    return all(hopper.near(mine, wanted) for wanted, mine in zip(*found, strict=True))

@@ -1,0 +1,65 @@
+"""Heads of queries, keys and values: how they lie beside each other, and how queries and keys are normalised and turned by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tunestation.training.fast import ops
+from tunestation.training.fast.block import Block
+from tunestation.training.fast.step import Step
+
+
+class Heads:
+    """Of one layer; T tokens."""
+
+    def __init__(self, block: Block):
+        self.norms, self.counts, self.size = block.head_norms, block.heads, block.size
+
+    def of(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values [T, heads, size] in rows [T, N], which may be strided."""
+        return rows.unflatten(1, (-1, self.size)).split(self.counts, 1)
+
+    def turn(self, qkv: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
+        """q, k, v as attention takes them, of all heads [T, all heads, size]: in place, unless heads are normalised."""
+        parts = qkv.split(self.counts, 1)
+        if not self.norms:
+            turned = qkv[:, : -self.counts[2]]
+            ops.rotate(turned, step.cos, step.sin, turned)
+            return parts
+        turned = qkv.new_empty(len(qkv), sum(self.counts[:2]), self.size).split(self.counts[:2], 1)
+        for norm, part, out in zip(self.norms, parts, turned, strict=False):
+            ops.norm_rotate(part, norm.weight, norm.eps, step.cos, step.sin, out)
+        return *turned, parts[2]
+
+    def turn_back(
+        self, turned: Sequence[torch.Tensor], before: torch.Tensor | None, step: Step, out: torch.Tensor, eight: ops.Eight | None
+    ) -> None:
+        """The gradients of q, k, v as `turn` gave them, to rows `out` [T, N], where they may be already.
+
+        `before` are the heads that were normalised. `eight` is given only if all are `written_anew`.
+        """
+        if self.norms:
+            self._through_norms(turned, before, step, out)
+        elif _there(turned, out):
+            both = out[:, : -self.counts[2] * self.size].unflatten(1, (-1, self.size))
+            ops.rotate(both, step.cos, step.sin, both, sign=-1)
+        else:
+            ops.turn_back(turned, step.cos, step.sin, out, eight)
+
+    def written_anew(self, turned: Sequence[torch.Tensor], out: torch.Tensor) -> bool:
+        """Whether `turn_back` writes all of `out` in one pass."""
+        return not self.norms and not _there(turned, out)
+
+    def _through_norms(self, turned: Sequence[torch.Tensor], before: torch.Tensor, step: Step, out: torch.Tensor) -> None:
+        parts = self.of(out)
+        for norm, gradient, x, part in zip(self.norms, turned, before.split(self.counts, 1), parts, strict=False):
+            ops.norm_rotate_backward(gradient, x, norm.weight, norm.eps, step.cos, step.sin, part)
+        if not _there(turned, out):
+            ops.copy(turned[2].flatten(1), parts[2].flatten(1))
+
+
+def _there(turned: Sequence[torch.Tensor], out: torch.Tensor) -> bool:
+    """Whether gradients have been written to `out` already."""
+    return turned[0].data_ptr() == out.data_ptr()

@@ -1,0 +1,107 @@
+"""Attention by FlashAttention 4 and the loss by QuACK, on a Hopper GPU that has them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+
+from test_fast_step import adapted, choice, documents, learned
+from test_gpu_fast_step import batch_on_gpu, errors
+
+from tunestation.training.batches import Collate
+from tunestation.training.fast import flash, ops, product_kernels, quack_loss
+from tunestation.training.fast.attention import ByTorch, Documents
+from tunestation.training.fast.flash import Flash
+from tunestation.training.fast.kept import Keep
+from tunestation.training.fast.model import Fast
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+LENGTHS = {"equal": [512] * 4, "one": [700], "packs": [3, 1, 640, 17, 64, 128, 65, 400], "many": [5] * 300 + [7]}
+
+
+@pytest.fixture(autouse=True)
+def here():
+    """Skips where there is none."""
+    if not flash.known(torch.device("cuda", 0), torch.bfloat16, (4, 2), 128):
+        pytest.skip("needs a Hopper GPU and FlashAttention 4")
+
+
+def given(lengths, heads, size, in_order=False):
+    """q, k, v side by side, as a product leaves them, the gradient of attention, and where documents lie."""
+    torch.manual_seed(0)
+    tokens, (many, few) = sum(lengths), heads
+    rows = torch.randn(tokens, (many + 2 * few) * size, device="cuda", dtype=torch.bfloat16)
+    grad = torch.randn(tokens, many, size, device="cuda", dtype=torch.bfloat16)
+    cu = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+    return rows.unflatten(1, (-1, size)).split((many, few, few), 1), grad, Documents(cu, max(lengths), tokens, in_order)
+
+
+def room(tokens, columns):
+    """Rows of NaN with room behind each."""
+    return torch.full((tokens, columns + 64), float("nan"), device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("heads", [(16, 8), (8, 8), (8, 2)])
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("kind", list(LENGTHS))
+def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, size, heads):
+    of, grad, where = given(LENGTHS[kind], heads, size)
+    wanted = ByTorch(*(x.float().cpu() for x in of), Documents(where.cu_seqlens.cpu(), where.longest, where.tokens), size**-0.5)
+    out, grads = room(where.tokens, heads[0] * size), room(where.tokens, (heads[0] + 2 * heads[1]) * size)
+    found = Flash(*of, where, size**-0.5, out[:, : heads[0] * size])
+    assert found.result.data_ptr() == out.data_ptr()
+    places = grads[:, :-64].unflatten(1, (-1, size)).split((heads[0], heads[1], heads[1]), 1)
+    turned = found.gradients(grad, places)
+    assert all(each is place for each, place in zip(turned, places, strict=True))
+    for mine, other in zip((found.result, *places), (wanted.result, *wanted.gradients(grad.float().cpu())), strict=True):
+        assert (mine.cpu().float() - other).norm() <= 1e-2 * other.norm()
+    assert out[:, -64:].isnan().all() and grads[:, -64:].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["equal", "packs"])
+def test_in_one_order_gradients_have_the_same_bits_each_time(kind):
+    of, grad, where = given(LENGTHS[kind], (16, 4), 128, in_order=True)
+    first = Flash(*of, where, 0.1).gradients(grad)
+    for _ in range(5):
+        assert all(torch.equal(one, other) for one, other in zip(first, Flash(*of, where, 0.1).gradients(grad), strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("base", ["bfloat16", "nf4"])
+def test_it_learns_what_transformers_and_peft_learn(base, family):
+    model, rows = adapted(base, family).cuda(), documents()
+    before = learned(model, batch_on_gpu(rows, Collate(0)))
+    fast = Fast.over(model)
+    assert all(layer.attention is Flash for layer in fast.layers)
+    for keep in (Keep.MORE, Keep.ALL, Keep.ATTENTION, Keep.INPUT):
+        fast.keep(choice([keep] * 3, 2))
+        after = learned(model, batch_on_gpu(rows))
+        assert after[0] == pytest.approx(before[0], rel=3e-2)
+        assert max(errors(before, after).values()) < 3e-2
+
+
+def test_it_is_as_near_to_32_bits_as_torchs_attention(monkeypatch):
+    found = []
+    for taken in (True, False):
+        monkeypatch.setattr(flash, "known", lambda *_, taken=taken: taken)
+        model = adapted("bfloat16").cuda()
+        Fast.over(model).keep(choice([Keep.MORE] * 3))
+        found.append(learned(model, batch_on_gpu(documents())))
+    exact = learned(adapted("bfloat16").float(), Collate(0)(documents()))
+    mine, torchs = (sum(errors(exact, (each[0], {name: grad.cpu() for name, grad in each[1].items()})).values()) for each in found)
+    assert mine <= 1.2 * torchs
+
+
+@pytest.mark.parametrize("vocabulary", [512, 32000, 92544, 152064])
+def test_losses_and_gradients_are_those_of_our_kernel(vocabulary):
+    torch.manual_seed(0)
+    assert quack_loss.known(torch.device("cuda", 0), torch.bfloat16, vocabulary)
+    logits, targets = (3 * torch.randn(130, vocabulary, device="cuda")).bfloat16(), torch.randint(vocabulary, (130,), device="cuda")
+    both = [(logits.clone(), torch.empty(130, device="cuda")) for _ in range(2)]
+    for (mine, losses), kernel in zip(both, (ops.cross_entropy, product_kernels.cross_entropy), strict=True):
+        kernel(mine, targets, losses)
+    for mine, wanted in zip(*both, strict=True):
+        assert (mine.float() - wanted.float()).norm() <= 4e-3 * wanted.float().norm()

@@ -1,0 +1,183 @@
+"""Attention that writes to where the next product reads, its gradients to where the one before reads: on a CPU by what stands in for it."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from test_fast_step import adapted, choice, documents, learned, same
+
+from tunestation.training.batches import lay
+from tunestation.training.fast import flash, hopper, quack_loss
+from tunestation.training.fast.attention import ByTorch
+from tunestation.training.fast.float8 import quantise_base
+from tunestation.training.fast.kept import Keep
+from tunestation.training.fast.model import Fast
+
+GPU = torch.device("cuda", 0)
+
+
+class InPlace(ByTorch):
+    """torch's attention, with results where they are wanted."""
+
+    asked = 0
+
+    def __init__(self, q, k, v, documents, scale, out=None):
+        super().__init__(q, k, v, documents, scale)
+        if out is not None:
+            InPlace.asked += 1
+            self.result = out.unflatten(1, q.shape[1:]).copy_(self.result)
+
+    def gradients(self, grad, outs=None):
+        found = super().gradients(grad)
+        return found if outs is None else [out.copy_(each) for out, each in zip(outs, found, strict=True)]
+
+
+def over(model, monkeypatch, keep=Keep.ALL, dense=0):
+    """The fast step of `model` with such an attention."""
+    monkeypatch.setattr(flash, "known", lambda *_: True)
+    monkeypatch.setattr("tunestation.training.fast.model.Flash", InPlace)
+    monkeypatch.setattr(InPlace, "asked", 0)
+    fast = Fast.over(model)
+    fast.keep(choice([keep] * 3, dense))
+    return fast
+
+
+def both(monkeypatch, base="bfloat16", family="llama", keep=Keep.ALL, dense=0, **changes):
+    """What is learned with torch's attention, and with one in place."""
+    found = []
+    for place in (False, True):
+        model = adapted(base, family, **changes).train()
+        if place:
+            over(model, monkeypatch, keep, dense)
+        else:
+            Fast.over(model).keep(choice([keep] * 3, dense))
+        torch.manual_seed(5)
+        found.append(learned(model, lay(documents())))
+    return found
+
+
+@pytest.mark.parametrize("keep", [Keep.MORE, Keep.ALL, Keep.ATTENTION, Keep.INPUT])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
+def test_where_attention_writes_changes_nothing_of_what_is_learned(family, dropout, keep, monkeypatch):
+    before, after = both(monkeypatch, family=family, keep=keep, dropout=dropout)
+    assert InPlace.asked >= 3
+    assert before[0] == after[0]
+    same(before, after, 1e-3)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["o_proj"], ["down_proj"]])
+def test_nor_with_adapters_on_some_layers_alone(targets, monkeypatch):
+    before, after = both(monkeypatch, targets=targets)
+    assert before[0] == after[0]
+    same(before, after, 1e-3)
+
+
+def test_rows_that_begin_anywhere_are_not_written_to(monkeypatch):
+    same(*both(monkeypatch, rank=4), 1e-3)
+    assert InPlace.asked == 0
+
+
+def test_nor_is_what_is_wanted_in_8_bits_too(monkeypatch):
+    found = []
+    for place in (False, True):
+        model = adapted("bfloat16")
+        quantise_base(model, torch.device("cpu"))
+        if place:
+            over(model, monkeypatch)
+        else:
+            Fast.over(model)
+        found.append(learned(model, lay(documents())))
+    assert InPlace.asked == 0
+    same(*found, 1e-3)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Asks as on a Hopper GPU with all packages, whose kernels agree as they are told to."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(hopper, "installed", lambda _package: True)
+
+    def told(agree):
+        monkeypatch.setattr(flash, "_agree", agree)
+        monkeypatch.setattr(quack_loss, "_agree", agree)
+
+    told(lambda *_: True)
+    return told
+
+
+def flash_known(size=128, device=GPU, dtype=torch.bfloat16):
+    """Asked anew."""
+    return flash.known.__wrapped__(device, dtype, (16, 8), size)
+
+
+def loss_known(vocabulary, device=GPU):
+    """Asked anew."""
+    return quack_loss.known.__wrapped__(device, torch.bfloat16, vocabulary)
+
+
+def test_it_is_taken_for_heads_as_it_has_been_measured_with(asked):
+    assert flash_known() and flash_known(64)
+    assert not flash_known(256) and not flash_known(100)
+    assert not flash_known(device=torch.device("cpu")) and not flash_known(dtype=torch.float16)
+
+
+def test_the_loss_is_taken_for_rows_that_are_read_16_bytes_at_a_time(asked):
+    assert loss_known(92544) and not loss_known(32001) and not loss_known(92544, torch.device("cpu"))
+
+
+def test_without_the_packages_torch_and_our_kernels_do_it_in_silence(asked, monkeypatch, capsys):
+    monkeypatch.setattr(hopper, "installed", lambda _package: False)
+    assert not flash_known() and not loss_known(92544)
+    assert capsys.readouterr().out == ""
+
+
+def test_kernels_that_give_other_results_or_do_not_run_are_left_and_that_is_said(asked, capsys):
+    asked(lambda *_: False)
+    assert not flash_known() and not loss_known(92544)
+    assert capsys.readouterr().out == (
+        "  note: FlashAttention 4's kernels give other results here; torch's attention is taken\n"
+        "  note: QuACK's kernels of the loss give other results here; ours is taken\n"
+    )
+
+    def broken(*_):
+        raise ImportError
+
+    asked(broken)
+    assert not flash_known()
+    assert "FlashAttention 4's kernels do not run here (ImportError: no reason given); torch's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_results_are_compared_with_torchs_on_documents_of_equal_and_of_other_lengths(wrong, monkeypatch):
+    made = []
+
+    class Mine(ByTorch):
+        def __init__(self, q, k, v, documents, scale, out=None):
+            super().__init__(q, k, v, documents, scale)
+            made.append(documents.equal)
+            self.result = self.result * (1.1 if wrong else 1)
+
+    monkeypatch.setattr(flash, "Flash", Mine)
+    assert flash._agree(torch.device("cpu"), (4, 2), 64) is not wrong
+    assert made == ([False] if wrong else [False, True])
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_losses_and_their_gradients_are_compared(wrong, monkeypatch):
+    from tunestation.training.fast import ops
+
+    def mine(logits, targets, losses):
+        ops.cross_entropy(logits, targets, losses)
+        if wrong:
+            logits *= 1.1
+
+    monkeypatch.setattr(quack_loss, "cross_entropy", mine)
+    assert quack_loss._agree(torch.device("cpu"), 512) is not wrong
+
+
+def test_what_made_the_bits_is_named(monkeypatch):
+    fast = over(adapted("bfloat16"), monkeypatch)
+    monkeypatch.setattr("tunestation.training.fast.model.version", lambda package: {"flash-attn-4": "4.0"}[package])
+    assert fast.made_by == "FlashAttention 4.0"
