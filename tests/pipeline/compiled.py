@@ -32,7 +32,15 @@ class Driver:
 
 def launches(capability: int) -> None:
     """Each kernel as layers launch it: with and without residuals and dropout, either activation, 8-bit copies where a GPU has them."""
-    from tunestation.training.fast import dropping_kernels, kernels, low_rank_kernels, ops, product_kernels, rotary_kernels
+    from tunestation.training.fast import (
+        dropping_kernels,
+        gradient_kernels,
+        kernels,
+        low_rank_kernels,
+        ops,
+        product_kernels,
+        rotary_kernels,
+    )
     from tunestation.training.fast.dropping import Dropped
     from tunestation.training.fast.weights import Buffer
 
@@ -58,6 +66,9 @@ def launches(capability: int) -> None:
     beside = torch.empty(4, 28 * 64).bfloat16()
     for eight in (None, *[ops.empty_eight(*beside.shape, h.device) for _ in eights]):
         rotary_kernels.turn_back((heads, heads[:, :4], heads[:, :4]), table, table, beside, eight)
+    for ranks in ([64] * 3, [8, 16, 4]) if capability in (90, 100) else ():
+        rows = torch.empty(64, 20 * 128 + sum(ranks)).bfloat16()
+        rotary_kernels.turn_back_in_place(rows, 2560, [16, 2, 2], ranks, rows, torch.empty(64, 64), torch.empty(64, 64))
     for eight in (None, *eights):
         kernels.copy(h, h, eight, drawn)
     for eight in eights:
@@ -68,6 +79,11 @@ def launches(capability: int) -> None:
         for added, p in ((None, 0.0), (None, 0.5), (tall, 0.0), (tall, 0.1)):
             low_rank_kernels.add_low_rank(tall, tails[:, :rank], b, added, p, 5)
         low_rank_kernels.dropped_low_rank(tails[:, :rank], b, tall, 0.1, 5)
+    gradient_kernels._room = lambda _device: 264 if capability in (90, 100) else 1
+    for rank in (64, 128) if capability in (90, 100) else ():
+        members = [(slice(0, 128), slice(0, rank)), (slice(128, 320), slice(rank, 2 * rank))]
+        rows, a, b = (torch.empty(shape).bfloat16() for shape in ((8192, 320 + 2 * rank), (2 * rank, 320), (192, rank)))
+        gradient_kernels.gradients(rows, 320, tall, rows[:, 320:], a, [b[:128], b], members)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):

@@ -12,10 +12,22 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 """Of what kernels read and write; the interpreter cuts bfloat16 and 8-bit floats off instead of rounding them."""
 pytest.importorskip("triton")
+if DEVICE == "cpu":
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        """Triton 3.6's interpreter takes no bound of a loop that is computed with numpy 2.4: an array of one number is no index there."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
 
 from tunestation.training.fast import (  # noqa: E402
     dropping,
     dropping_kernels,
+    gradient_kernels,
     kernels,
     low_rank_kernels,
     ops,
@@ -23,6 +35,7 @@ from tunestation.training.fast import (  # noqa: E402
     rotary_kernels,
 )
 from tunestation.training.fast.attention import Documents, attend  # noqa: E402
+from tunestation.training.fast.weights import _slices  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 ROWS, COLUMNS, PAD = 37, 320, 24
@@ -226,6 +239,54 @@ def test_a_dropped_product_of_low_rank_alone(rows_of_tiles, rank, turned):
     low_rank_kernels.dropped_low_rank(moved(tail), moved(b), outs[1], 0.3, 2**31 - 5)
     near(outs[1], outs[0], 1e-2)
     assert 0.2 < (outs[1] == 0).float().mean() < 0.4
+
+
+@pytest.mark.parametrize(("heads", "size", "ranks"), [([4, 2, 2], 32, [8, 16, 4]), ([2, 1, 1], 64, [64] * 3), ([3, 3, 3], 128, [16] * 3)])
+def test_heads_turn_back_in_place_with_their_adapters_share(rows_of_tiles, heads, size, ranks):
+    outputs, rank = size * sum(heads), sum(ranks)
+    rows, b = strided(rows_of_tiles, outputs + rank), torch.zeros(outputs, rank, dtype=DTYPE)
+    for columns, mine in zip(_slices([size * count for count in heads]), _slices(ranks), strict=True):
+        b[columns, mine] = numbers(columns.stop - columns.start, mine.stop - mine.start)
+    rows[0][:, :outputs] = numbers(rows_of_tiles, outputs)
+    rows[1].copy_(rows[0])
+    angles = torch.randn(rows_of_tiles, size // 2)
+    cos, sin = angles.cos().to(DTYPE), angles.sin().to(DTYPE)
+    ops.turn_back_in_place(rows[0], heads, ranks, b, cos, sin)
+    rotary_kernels.turn_back_in_place(rows[1], outputs, heads, ranks, moved(b), moved(cos), moved(sin))
+    near(rows[1][:, :outputs], rows[0][:, :outputs])
+    near(rows[1][:, outputs:], rows[0][:, outputs:], 1e-2)
+
+
+@pytest.mark.parametrize("with_b", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "columns", "sizes", "ranks"),
+    [
+        (2050, 200, [130, 40, 70], [8, 16, 4]),
+        (1100, 256, [128], [64]),
+        (37, 128, [256, 16], [64, 128]),
+        (2500, 384, [384, 128, 128], [64] * 3),
+    ],
+)
+def test_gradients_of_a_projections_adapters(tokens, columns, sizes, ranks, with_b):
+    outputs, rank = sum(sizes), sum(ranks)
+    given = [numbers(tokens, outputs + rank + PAD)[:, : outputs + rank], numbers(tokens, columns + PAD)[:, :columns], numbers(tokens, rank)]
+    members = list(zip(_slices(sizes), _slices(ranks), strict=True))
+    found = []
+    for device, dtype, make in (("cpu", torch.float32, ops.adapter_gradients), (DEVICE, DTYPE, gradient_kernels.gradients)):
+        a = torch.full((rank, columns), float("nan"), dtype=dtype, device=device)
+        b = [torch.full((size, each), float("nan"), dtype=dtype, device=device) for size, each in zip(sizes, ranks, strict=True)]
+        grads, x, tail = (part.to(device, dtype) for part in given)
+        make(grads, outputs, x, tail, a, b if with_b else [], members)
+        found.append([a, *b] if with_b else [a])
+    for wanted, mine in zip(*found, strict=True):
+        near(mine, wanted)
+
+
+def test_tokens_are_summed_in_few_pieces_that_fill_a_gpu():
+    assert gradient_kernels.splits(32, 16384, 264) == 8
+    assert gradient_kernels.splits(264, 16384, 264) == 1
+    assert gradient_kernels.splits(32, 2048, 264) == 2
+    assert gradient_kernels.splits(10000, 16384, 264) == 1
 
 
 @pytest.mark.parametrize("columns", [1000, 9001])

@@ -66,6 +66,14 @@ def test_where_attention_writes_changes_nothing_of_what_is_learned(family, dropo
     same(before, after, 1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_nor_with_weights_held_ready_where_adapters_share_comes_with_the_turning(dropout, family, monkeypatch):
+    before, after = both(monkeypatch, family=family, keep=Keep.MORE, dense=3, dropout=dropout)
+    assert before[0] == after[0]
+    same(before, after, 1e-3)
+
+
 @pytest.mark.parametrize("targets", [["q_proj"], ["o_proj"], ["down_proj"]])
 def test_nor_with_adapters_on_some_layers_alone(targets, monkeypatch):
     before, after = both(monkeypatch, targets=targets)

@@ -7,6 +7,7 @@ FlashAttention for packs of short documents, and 40 % less where gradients are s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 
@@ -65,6 +66,8 @@ class Flash:
 
 @cache
 def _interface():
+    # said of an argument that its kernels do not use, whenever one is compiled
+    warnings.filterwarnings("ignore", "Argument aux_data .* cannot be converted", UserWarning)
     from flash_attn.cute import interface
 
     return interface

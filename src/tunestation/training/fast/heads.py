@@ -8,6 +8,7 @@ import torch
 
 from tunestation.training.fast import ops
 from tunestation.training.fast.block import Block
+from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 
 
@@ -34,32 +35,32 @@ class Heads:
         return *turned, parts[2]
 
     def turn_back(
-        self, turned: Sequence[torch.Tensor], before: torch.Tensor | None, step: Step, out: torch.Tensor, eight: ops.Eight | None
-    ) -> None:
-        """The gradients of q, k, v as `turn` gave them, to rows `out` [T, N], where they may be already.
+        self, turned: Sequence[torch.Tensor], before: torch.Tensor | None, step: Step, grads: torch.Tensor, qkv: Projection, wanted: bool
+    ) -> tuple[ops.Eight | None, bool]:
+        """The gradients of q, k, v as `turn` gave them, to rows `grads` [T, N + R] of `qkv`, where they may be already.
 
-        `before` are the heads that were normalised. `eight` is given only if all are `written_anew`.
+        `before` are the heads that were normalised. The same comes in 8 bits, if it is `wanted` so and all is written anew; and it is said
+        whether adapters' share in the rows is complete, which one pass can see to as well.
         """
+        out = grads[:, : qkv.outputs]
+        there = turned[0].data_ptr() == out.data_ptr()
         if self.norms:
-            self._through_norms(turned, before, step, out)
-        elif _there(turned, out):
+            self._through_norms(turned, before, step, out, there)
+        elif there and qkv.ready and len(qkv.adapted) == len(self.counts):
+            ops.turn_back_in_place(grads, self.counts, qkv.filling.ranks, qkv.ready.b, step.cos, step.sin)
+            return None, True
+        elif there:
             both = out[:, : -self.counts[2] * self.size].unflatten(1, (-1, self.size))
             ops.rotate(both, step.cos, step.sin, both, sign=-1)
         else:
+            eight = qkv.eight(out, qkv.outputs) if wanted else None
             ops.turn_back(turned, step.cos, step.sin, out, eight)
+            return eight, False
+        return None, False
 
-    def written_anew(self, turned: Sequence[torch.Tensor], out: torch.Tensor) -> bool:
-        """Whether `turn_back` writes all of `out` in one pass."""
-        return not self.norms and not _there(turned, out)
-
-    def _through_norms(self, turned: Sequence[torch.Tensor], before: torch.Tensor, step: Step, out: torch.Tensor) -> None:
+    def _through_norms(self, turned: Sequence[torch.Tensor], before: torch.Tensor, step: Step, out: torch.Tensor, there: bool) -> None:
         parts = self.of(out)
         for norm, gradient, x, part in zip(self.norms, turned, before.split(self.counts, 1), parts, strict=False):
             ops.norm_rotate_backward(gradient, x, norm.weight, norm.eps, step.cos, step.sin, part)
-        if not _there(turned, out):
+        if not there:
             ops.copy(turned[2].flatten(1), parts[2].flatten(1))
-
-
-def _there(turned: Sequence[torch.Tensor], out: torch.Tensor) -> bool:
-    """Whether gradients have been written to `out` already."""
-    return turned[0].data_ptr() == out.data_ptr()

@@ -200,12 +200,11 @@ class Layer:
         result = kept.attention.result
         self.o.adapter_gradients(d_middle, self.o.adapter_input(result.flatten(1), seed_o), kept.tail_o, out_o)
         grads = self.qkv.gradient(h)
-        out = grads[:, : self.qkv.outputs]
-        turned = kept.attention.gradients(d_attention.view(result.shape), self.heads.of(out) if self.qkv.aligned else None)
-        eight = self.qkv.eight(out, self.qkv.outputs) if wanted and self.heads.written_anew(turned, out) else None
-        self.heads.turn_back(turned, kept.before_turning, step, out, eight)
+        places = self.heads.of(grads[:, : self.qkv.outputs]) if self.qkv.aligned else None
+        turned = kept.attention.gradients(d_attention.view(result.shape), places)
+        eight, complete = self.heads.turn_back(turned, kept.before_turning, step, grads, self.qkv, wanted)
         kept.attention = kept.before_turning = result = turned = d_attention = None
-        dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted)
+        dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted, complete)
         del eight
         dh, x = self._backward_input(h, kept, step, dx, d_middle[:, : self.o.outputs])
         del dx

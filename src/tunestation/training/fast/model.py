@@ -26,8 +26,6 @@ from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Member, Scratch
 
-ROWS = 128
-"""Of logits, in whole tiles of a product."""
 LEARNING = ("lora_A.default.weight", "lora_B.default.weight")
 """What peft calls the weights that it teaches; an adapter may let more learn: DoRA's magnitudes, biases, whole modules."""
 
@@ -138,8 +136,7 @@ class Fast:
         for layer in self.layers:
             h = layer(h, step)
         head = self.model.lm_head.weight
-        rows = self.choice.logits // (head.shape[0] * h.element_size())
-        rows = max(1, rows - rows % ROWS if rows > ROWS else rows)
+        rows = 1 << max(1, self.choice.logits // (head.shape[0] * h.element_size())).bit_length() - 1  # fills a GPU with whole tiles
         return CausalLMOutputWithPast(loss=summed_loss(h, self.norm, head, labelled, targets, rows))
 
     def _embed(self, input_ids: torch.Tensor, host_ids: np.ndarray) -> torch.Tensor:

@@ -8,7 +8,10 @@ neighbours lying side by side; everything else is contiguous. Where `eight` or
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from math import pi
+from types import ModuleType
 
 import torch
 from torch.nn import functional
@@ -22,28 +25,10 @@ GELU, CUBIC = 2 * (2 / pi) ** 0.5, 0.044715
 """Of gelu by tanh (arXiv 1606.08415)."""
 
 
-def _kernels():
-    from tunestation.training.fast import kernels
-
-    return kernels
-
-
-def _rotary_kernels():
-    from tunestation.training.fast import rotary_kernels
-
-    return rotary_kernels
-
-
-def _product_kernels():
-    from tunestation.training.fast import product_kernels
-
-    return product_kernels
-
-
-def _low_rank_kernels():
-    from tunestation.training.fast import low_rank_kernels
-
-    return low_rank_kernels
+@cache
+def _on_gpu(name: str) -> ModuleType:
+    """A module of Triton kernels, which only GPUs have a use for."""
+    return import_module(f"tunestation.training.fast.{name}")
 
 
 def rms_norm(
@@ -58,7 +43,7 @@ def rms_norm(
 ) -> None:
     """out = weight * x / rms(x) (arXiv 1910.07467), x being h [T, K], or h + added, which is also written to `total`, which may be h."""
     if h.is_cuda:
-        return _kernels().rms_norm(h, weight, eps, out, added, total, eight, drop)
+        return _on_gpu("kernels").rms_norm(h, weight, eps, out, added, total, eight, drop)
     if added is not None:
         h = total.copy_(h + added)
     x = h.float()
@@ -81,7 +66,7 @@ def rms_norm_backward(
     `grad`, of the norm's result, is overwritten with that result itself, if `result` is wanted.
     """
     if h.is_cuda:
-        return _kernels().rms_norm_backward(grad, h, weight, eps, out, residual, eight, result)
+        return _on_gpu("kernels").rms_norm_backward(grad, h, weight, eps, out, residual, eight, result)
     x, g = h.float(), grad.float() * weight.float()
     scale = torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
     unit = x * scale
@@ -95,7 +80,7 @@ def rms_norm_backward(
 def glu(gate_up: torch.Tensor, out: torch.Tensor, gelu: bool, eight: Eight | None = None, drop: Dropped | None = None) -> None:
     """out [T, K] = act(gate) * up (arXiv 2002.05202), act silu or, with `gelu`, gelu by tanh; gate_up [T, 2K] holds gate, then up."""
     if gate_up.is_cuda:
-        return _kernels().glu(gate_up, out, gelu, eight, drop)
+        return _on_gpu("kernels").glu(gate_up, out, gelu, eight, drop)
     gate, up = gate_up.float().chunk(2, 1)
     out.copy_((functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)) * up)
     _fill(eight, out, drop)
@@ -114,7 +99,7 @@ def glu_backward(
     `grad` [T, K], of glu's result, is overwritten with that result itself, if `result` is wanted.
     """
     if gate_up.is_cuda:
-        return _kernels().glu_backward(gate_up, grad, out, gelu, eight, result)
+        return _on_gpu("kernels").glu_backward(gate_up, grad, out, gelu, eight, result)
     gate, up = gate_up.float().chunk(2, 1)
     g, (act, slope) = grad.float(), _activate(gate, gelu)
     found = act * up if result else None
@@ -145,7 +130,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Ten
         out[..., turning:].copy_(x[..., turning:])
     x, out = x[..., :turning], out[..., :turning]
     if x.is_cuda:
-        return _rotary_kernels().rotate(x, cos, sin, out, sign)
+        return _on_gpu("rotary_kernels").rotate(x, cos, sin, out, sign)
     c, s = cos.float()[:, None], sin.float()[:, None] * sign
     a, b = x.float().chunk(2, 2)
     out.copy_(torch.cat([a * c - b * s, b * c + a * s], 2))
@@ -154,7 +139,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Ten
 def norm_rotate(x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
     """out = rotate(rms_norm(x) of each head); x, out [T, heads, size], weight [size], cos, sin [T, size // 2]."""
     if x.is_cuda:
-        return _rotary_kernels().norm_rotate(x, weight, eps, cos, sin, out)
+        return _on_gpu("rotary_kernels").norm_rotate(x, weight, eps, cos, sin, out)
     x = x.float()
     rotate(x * torch.rsqrt(x.square().mean(2, keepdim=True) + eps) * weight.float(), cos, sin, out)
 
@@ -164,7 +149,7 @@ def norm_rotate_backward(
 ) -> None:
     """out [T, heads, size] = gradient of norm_rotate's x; `grad` of its result. The weight is frozen."""
     if x.is_cuda:
-        return _rotary_kernels().norm_rotate_backward(grad, x, weight, eps, cos, sin, out)
+        return _on_gpu("rotary_kernels").norm_rotate_backward(grad, x, weight, eps, cos, sin, out)
     x, turned = x.float(), torch.empty(x.shape, dtype=torch.float32, device=x.device)
     rotate(grad, cos, sin, turned, sign=-1)
     g, scale = turned * weight.float(), torch.rsqrt(x.square().mean(2, keepdim=True) + eps)
@@ -177,7 +162,7 @@ def turn_back(
 ) -> None:
     """out [T, N] = the gradients of queries, keys and values [T, heads, size], side by side, the first two turned back by `rotate`."""
     if out.is_cuda:
-        return _rotary_kernels().turn_back(grads, cos, sin, out, eight)
+        return _on_gpu("rotary_kernels").turn_back(grads, cos, sin, out, eight)
     d_q, d_k, d_v = grads
     parts = out.unflatten(1, (-1, d_v.shape[2])).split([grad.shape[1] for grad in grads], 1)
     rotate(d_q, cos, sin, parts[0], sign=-1)
@@ -186,10 +171,27 @@ def turn_back(
     _fill(eight, out)
 
 
+def turn_back_in_place(
+    rows: torch.Tensor, heads: list[int], ranks: list[int], b: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> None:
+    """rows [T, N + R]: the first N columns, gradients of `heads` of queries, keys and values, turned back but for values; the last R
+    columns = those @ b.
+
+    b [N, R] has for queries, keys and values `ranks` columns each, and zeros in those of the others.
+    """
+    outputs = b.shape[0]
+    size = outputs // sum(heads)
+    if rows.is_cuda and _on_gpu("rotary_kernels").fits(size, ranks, cos):
+        return _on_gpu("rotary_kernels").turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin)
+    both = rows[:, : size * sum(heads[:2])].unflatten(1, (-1, size))
+    rotate(both, cos, sin, both, sign=-1)
+    product(rows[:, :outputs], b, rows[:, outputs:])
+
+
 def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: Dropped | None = None) -> None:
     """out [T, K] = x; on a GPU torch copies to strided rows at half the speed."""
     if x.is_cuda:
-        return _kernels().copy(x, out, eight, drop)
+        return _on_gpu("kernels").copy(x, out, eight, drop)
     out.copy_(x)
     _fill(eight, out, drop)
 
@@ -197,7 +199,7 @@ def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: D
 def scatter(x: torch.Tensor, places: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
     """Rows `places` [n] int64 of out [T, K] = x [n, K] times the one fp32 number in `scale`; on a GPU in one pass."""
     if x.is_cuda:
-        return _kernels().scatter(x, places, scale, out)
+        return _on_gpu("kernels").scatter(x, places, scale, out)
     out.index_copy_(0, places, (x * scale.view(1)).to(x.dtype))
 
 
@@ -214,7 +216,7 @@ def add_low_rank(
     """y [T, N] += tail [T, r] @ b [N, r]', of which `dropping.dropout` keeps a share 1 - p; plus `added`. All of one dtype; b may lie
     either way."""
     if y.is_cuda:
-        return _low_rank_kernels().add_low_rank(y, tail, b, added, p, seed)
+        return _on_gpu("low_rank_kernels").add_low_rank(y, tail, b, added, p, seed)
     if p:
         y.copy_(dropped(tail @ b.t(), p, seed) + y.float())
     else:
@@ -226,15 +228,35 @@ def add_low_rank(
 def dropped_low_rank(tail: torch.Tensor, b: torch.Tensor, out: torch.Tensor, p: float, seed: int) -> None:
     """out [T, N] = `dropping.dropout` of tail [T, r] @ b [N, r]'; all of one dtype, b may lie either way."""
     if out.is_cuda:
-        return _low_rank_kernels().dropped_low_rank(tail, b, out, p, seed)
+        return _on_gpu("low_rank_kernels").dropped_low_rank(tail, b, out, p, seed)
     dropout(tail @ b.t(), p, seed, out)
+
+
+def adapter_gradients(
+    grads: torch.Tensor,
+    outputs: int,
+    x: torch.Tensor,
+    tail: torch.Tensor,
+    a: torch.Tensor,
+    b: list[torch.Tensor],
+    members: list[tuple[slice, slice]],
+) -> None:
+    """a [R, K] and each of b [N, r] = gradients of A and of sB: of grads [T, outputs + R], x [T, K] and tail [T, R].
+
+    `members` says which columns of `outputs` and of R are whose; without `b` those of A alone are made.
+    """
+    if x.is_cuda and _on_gpu("gradient_kernels").fits(x, members):
+        return _on_gpu("gradient_kernels").gradients(grads, outputs, x, tail, a, b, members)
+    torch.mm(grads[:, outputs:].t(), x, out=a)
+    for (columns, ranks), out in zip(members, b, strict=False):
+        torch.mm(grads[:, columns].t(), tail[:, ranks], out=out)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
     """losses [n] fp32 = -log softmax(logits)[target]; `logits` [n, vocabulary] is overwritten with the gradient of their sum."""
     if logits.is_cuda:
         once = quack_loss.known(logits.device, logits.dtype, logits.shape[1])
-        return (quack_loss if once else _product_kernels()).cross_entropy(logits, targets, losses)
+        return (quack_loss if once else _on_gpu("product_kernels")).cross_entropy(logits, targets, losses)
     log_p = torch.log_softmax(logits.float(), 1)
     losses.copy_(-log_p.gather(1, targets[:, None])[:, 0])
     grad = log_p.exp_()
@@ -252,7 +274,7 @@ def quantise_rows(x: torch.Tensor) -> Eight:
     """x [T, K] in 8 bits: the largest value of a row becomes 448, the largest of the format."""
     eight = empty_eight(*x.shape, x.device)
     if x.is_cuda:
-        _kernels().quantise_rows(x, *eight)
+        _on_gpu("kernels").quantise_rows(x, *eight)
     else:
         _fill(eight, x)
     return eight

@@ -44,7 +44,8 @@ class Projection:
     def __init__(self, modules: list[nn.Module], scratch: Scratch, paired: bool = False):
         self.members = [Member(module) for module in modules]
         self.scratch = scratch
-        self.kept: Buffer | None = None
+        self.ready: Buffer | None = None
+        """Weights held ready; in a backward pass also the adapters of this micro-batch's forward pass."""
         self.filling = Filling(self.members, self.BASE, paired)
         self.outputs, self.columns, self.rank, _ = self.filling.shape
         self.adapted = [part for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
@@ -90,10 +91,10 @@ class Projection:
     @torch.no_grad()
     def keep_weights(self, like: torch.Tensor | None) -> None:
         """Hold the base weights ready in `like`'s dtype from now on; with None no longer."""
-        self.kept = None
+        self.ready = None
         if like is not None:
-            self.kept = Buffer(like.new_empty(Buffer.numbers(*self.filling.shape)), *self.filling.shape)
-            self.filling.fill(self.kept, base=True)
+            self.ready = Buffer(like.new_empty(Buffer.numbers(*self.filling.shape)), *self.filling.shape)
+            self.filling.fill(self.ready, base=True)
 
     def forward(
         self, read: Input, roomy: bool = False, added: torch.Tensor | None = None, keep: bool = False
@@ -142,10 +143,10 @@ class Projection:
         return y.as_strided((y.size(0), self.outputs + self.rank), y.stride())
 
     def backward(
-        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True
+        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True, complete: bool = False
     ) -> torch.Tensor | None:
-        """dx [T, K] unless not `wanted`; completes `grads`, whose first N columns are dy, with the adapter's share."""
-        buffer = self._complete(grads, wanted)
+        """dx [T, K] unless not `wanted`; completes `grads`, whose first N columns are dy, with the adapter's share, unless they have it."""
+        buffer = self.ready if complete else self._complete(grads, wanted)
         return self._multiply_back(grads, buffer, seed, eight) if wanted else None
 
     def backward_through(
@@ -182,11 +183,9 @@ class Projection:
         """To `out`, those of B still to be scaled; `grads` as `backward` left it, `x` [T, K] what they read, `tail` [T, R] their share."""
         if not self.rank:
             return
-        torch.mm(grads[:, self.outputs :].t(), x, out=out.a)
+        ops.adapter_gradients(grads, self.outputs, x, tail, out.a, [] if self.paired else out.b, self.adapted)
         if self.paired:
-            return self._gradients_in_turn(grads, tail, out)
-        for (outputs, ranks), b in zip(self.adapted, out.b, strict=True):
-            torch.mm(grads[:, outputs].t(), tail[:, ranks], out=b)
+            self._gradients_in_turn(grads, tail, out)
 
     def _gradients_in_turn(self, grads: torch.Tensor, tail: torch.Tensor, out: Part) -> None:
         """Those of all B by all ranks, of which half are wanted: a matrix library takes no columns that lie in turn."""
@@ -214,7 +213,7 @@ class Projection:
 
         Without `base` adapters alone are wanted.
         """
-        buffer = self.kept or self.scratch.buffer(like, *self.filling.shape)
-        if refresh or not self.kept:
-            self.filling.fill(buffer, base=base and self.BASE and not self.kept)
+        buffer = self.ready or self.scratch.buffer(like, *self.filling.shape)
+        if refresh or not self.ready:
+            self.filling.fill(buffer, base=base and self.BASE and not self.ready)
         return buffer

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from tunestation.training.fast.grids import pieces, power_of_2
 from tunestation.training.fast.kernels import _copy_in_eight
+from tunestation.training.fast.low_rank_kernels import ample
 
 
 @triton.jit
@@ -137,4 +138,56 @@ def turn_back(grads, cos, sin, out, eight=None) -> None:
         *(value for stride in strides for value in stride), out, out.stride(0), *(eight or (out, out)), cos, sin, cos.stride(0),
         Q=grads[0].shape[1], KV=grads[1].shape[1], half=half, size=size, EIGHT=eight is not None,
         HEADS=8, HALF=power_of_2(half), REST=power_of_2(size - 2 * half), BLOCK=2048, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _heads_back(
+    rows, at_row, tail, b, b_row, c, s, inside, heads: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr,
+    HALF: tl.constexpr, TURNS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """`heads` of a tile of rows, the first of which starts at `rows`: turned back in place, and their share to `tail`."""
+    at, rank = tl.arange(0, HALF)[None, :], tl.arange(0, R)[None, :]
+    place, weights = rows + at_row + at, b + tl.arange(0, HALF)[:, None] * b_row + rank
+    total = tl.zeros([c.shape[0], R], tl.float32)
+    for head in tl.range(0, heads, num_stages=STAGES):
+        first, second = place + head * 2 * HALF, place + head * 2 * HALF + HALF
+        x, y = tl.load(first, inside, 0), tl.load(second, inside, 0)
+        weight = tl.load(weights + head * 2 * HALF * b_row, rank < RANK, 0)
+        other = tl.load(weights + (head * 2 + 1) * HALF * b_row, rank < RANK, 0)
+        if TURNS:
+            u, v = x.to(tl.float32), y.to(tl.float32)
+            x, y = (u * c + v * s).to(x.dtype), (v * c - u * s).to(x.dtype)
+            tl.store(first, x, inside)
+            tl.store(second, y, inside)
+        total = tl.dot(x, weight, total)
+        total = tl.dot(y, other, total)
+    tl.store(tail + rank, total, inside & (rank < RANK))
+
+
+@triton.jit
+def _turn_back_in_place(
+    rows, row, outputs, b, b_row, cos, sin, table_row, tokens, Q: tl.constexpr, KV: tl.constexpr,
+    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    token = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    inside = token < tokens
+    at = token * table_row + tl.arange(0, HALF)[None, :]
+    c, s = tl.load(cos + at, inside, 0).to(tl.float32), tl.load(sin + at, inside, 0).to(tl.float32)
+    tail, keys, values = rows + outputs + token * row, 2 * HALF * Q, 2 * HALF * (Q + KV)
+    _heads_back(rows, token * row, tail, b, b_row, c, s, inside, Q, R0, R, HALF, True, STAGES)
+    _heads_back(rows + keys, token * row, tail + R0, b + keys * b_row + R0, b_row, c, s, inside, KV, R1, R, HALF, True, STAGES)
+    b += values * b_row + R0 + R1
+    _heads_back(rows + values, token * row, tail + R0 + R1, b, b_row, c, s, inside, KV, R2, R, HALF, False, STAGES)
+
+
+def fits(size, ranks, cos) -> bool:
+    """Whether `turn_back_in_place` is for such heads and adapters."""
+    return cos.shape[1] * 2 == size and size in (32, 64, 128) and max(ranks) <= 64 and ample(cos.device)
+
+
+def turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin) -> None:
+    _turn_back_in_place[(pieces(len(rows), 64),)](
+        rows, rows.stride(0), outputs, b, b.stride(0), cos, sin, cos.stride(0), len(rows), Q=heads[0], KV=heads[1],
+        R0=ranks[0], R1=ranks[1], R2=ranks[2], R=max(16, power_of_2(max(ranks))), HALF=cos.shape[1], ROWS=64, STAGES=3, num_warps=4,
     )  # fmt: skip
