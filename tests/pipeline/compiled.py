@@ -34,7 +34,6 @@ def launches(capability: int) -> None:
     """Each kernel as layers launch it: with and without residuals and dropout, either activation, 8-bit copies where a GPU has them."""
     from tunestation.training.fast import (
         dropping_kernels,
-        gradient_kernels,
         kernels,
         low_rank_kernels,
         ops,
@@ -79,11 +78,6 @@ def launches(capability: int) -> None:
         for added, p in ((None, 0.0), (None, 0.5), (tall, 0.0), (tall, 0.1)):
             low_rank_kernels.add_low_rank(tall, tails[:, :rank], b, added, p, 5)
         low_rank_kernels.dropped_low_rank(tails[:, :rank], b, tall, 0.1, 5)
-    gradient_kernels._room = lambda _device: 264 if capability in (90, 100) else 1
-    for rank in (64, 128) if capability in (90, 100) else ():
-        members = [(slice(0, 128), slice(0, rank)), (slice(128, 320), slice(rank, 2 * rank))]
-        rows, a, b = (torch.empty(shape).bfloat16() for shape in ((8192, 320 + 2 * rank), (2 * rank, 320), (192, rank)))
-        gradient_kernels.gradients(rows, 320, tall, rows[:, 320:], a, [b[:128], b], members)
     product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):

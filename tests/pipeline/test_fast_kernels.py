@@ -27,7 +27,6 @@ if DEVICE == "cpu":
 from tunestation.training.fast import (  # noqa: E402
     dropping,
     dropping_kernels,
-    gradient_kernels,
     kernels,
     low_rank_kernels,
     ops,
@@ -255,38 +254,6 @@ def test_heads_turn_back_in_place_with_their_adapters_share(rows_of_tiles, heads
     rotary_kernels.turn_back_in_place(rows[1], outputs, heads, ranks, moved(b), moved(cos), moved(sin))
     near(rows[1][:, :outputs], rows[0][:, :outputs])
     near(rows[1][:, outputs:], rows[0][:, outputs:], 1e-2)
-
-
-@pytest.mark.parametrize("with_b", [True, False])
-@pytest.mark.parametrize(
-    ("tokens", "columns", "sizes", "ranks"),
-    [
-        (2050, 200, [130, 40, 70], [8, 16, 4]),
-        (1100, 256, [128], [64]),
-        (37, 128, [256, 16], [64, 128]),
-        (2500, 384, [384, 128, 128], [64] * 3),
-    ],
-)
-def test_gradients_of_a_projections_adapters(tokens, columns, sizes, ranks, with_b):
-    outputs, rank = sum(sizes), sum(ranks)
-    given = [numbers(tokens, outputs + rank + PAD)[:, : outputs + rank], numbers(tokens, columns + PAD)[:, :columns], numbers(tokens, rank)]
-    members = list(zip(_slices(sizes), _slices(ranks), strict=True))
-    found = []
-    for device, dtype, make in (("cpu", torch.float32, ops.adapter_gradients), (DEVICE, DTYPE, gradient_kernels.gradients)):
-        a = torch.full((rank, columns), float("nan"), dtype=dtype, device=device)
-        b = [torch.full((size, each), float("nan"), dtype=dtype, device=device) for size, each in zip(sizes, ranks, strict=True)]
-        grads, x, tail = (part.to(device, dtype) for part in given)
-        make(grads, outputs, x, tail, a, b if with_b else [], members)
-        found.append([a, *b] if with_b else [a])
-    for wanted, mine in zip(*found, strict=True):
-        near(mine, wanted)
-
-
-def test_tokens_are_summed_in_few_pieces_that_fill_a_gpu():
-    assert gradient_kernels.splits(32, 16384, 264) == 8
-    assert gradient_kernels.splits(264, 16384, 264) == 1
-    assert gradient_kernels.splits(32, 2048, 264) == 2
-    assert gradient_kernels.splits(10000, 16384, 264) == 1
 
 
 @pytest.mark.parametrize("columns", [1000, 9001])

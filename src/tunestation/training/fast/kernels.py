@@ -19,6 +19,12 @@ def _warps(columns: int) -> int:
 
 
 @triton.jit
+def _last_first():
+    """The row of a program, from the last row on: what is written last, the first rows, is still in the cache when it is read next."""
+    return (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
+
+
+@triton.jit
 def _store_eight(value, eight, scales, row, at, columns, inside):
     """A whole row in 8 bits; `ops.quantise_rows` says how."""
     scale = tl.maximum(tl.max(tl.abs(value)), 1e-12) / 448.0
@@ -36,13 +42,14 @@ def _rms_norm(
     h, added, weight, total, out, out_stride, eight, scales, dropped, seed, limit, share, columns, eps,
     ADD: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = _last_first()
     at = tl.arange(0, BLOCK)
     inside = at < columns
-    x = tl.load(h + row * columns + at, inside, 0).to(tl.float32)
+    x = tl.load(h + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
     if ADD:
-        x = (x + tl.load(added + row * columns + at, inside, 0).to(tl.float32)).to(total.dtype.element_ty)
-        tl.store(total + row * columns + at, x, inside)
+        x += tl.load(added + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
+        x = x.to(total.dtype.element_ty)
+        tl.store(total + row * columns + at, x, inside, eviction_policy="evict_first")
         x = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
     value = (x * scale * tl.load(weight + at, inside, 0).to(tl.float32)).to(out.dtype.element_ty)
@@ -68,18 +75,19 @@ def _rms_norm_backward(
     grad, h, weight, residual, residual_stride, out, out_stride, eight, scales, columns, eps,
     RESIDUAL: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = _last_first()
     at = tl.arange(0, BLOCK)
     inside = at < columns
-    x = tl.load(h + row * columns + at, inside, 0).to(tl.float32)
-    g = tl.load(grad + row * columns + at, inside, 0).to(tl.float32) * tl.load(weight + at, inside, 0).to(tl.float32)
+    x = tl.load(h + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
+    g = tl.load(grad + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
+    g *= tl.load(weight + at, inside, 0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
     unit = x * scale
     if RESULT:
         tl.store(grad + row * columns + at, unit * tl.load(weight + at, inside, 0).to(tl.float32), inside)
     result = scale * (g - unit * (tl.sum(g * unit) / columns))
     if RESIDUAL:
-        result += tl.load(residual + row * residual_stride + at, inside, 0).to(tl.float32)
+        result += tl.load(residual + row * residual_stride + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
     result = result.to(out.dtype.element_ty)
     tl.store(out + row * out_stride + at, result, inside)
     if EIGHT:

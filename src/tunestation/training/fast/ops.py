@@ -232,26 +232,6 @@ def dropped_low_rank(tail: torch.Tensor, b: torch.Tensor, out: torch.Tensor, p: 
     dropout(tail @ b.t(), p, seed, out)
 
 
-def adapter_gradients(
-    grads: torch.Tensor,
-    outputs: int,
-    x: torch.Tensor,
-    tail: torch.Tensor,
-    a: torch.Tensor,
-    b: list[torch.Tensor],
-    members: list[tuple[slice, slice]],
-) -> None:
-    """a [R, K] and each of b [N, r] = gradients of A and of sB: of grads [T, outputs + R], x [T, K] and tail [T, R].
-
-    `members` says which columns of `outputs` and of R are whose; without `b` those of A alone are made.
-    """
-    if x.is_cuda and _on_gpu("gradient_kernels").fits(x, members):
-        return _on_gpu("gradient_kernels").gradients(grads, outputs, x, tail, a, b, members)
-    torch.mm(grads[:, outputs:].t(), x, out=a)
-    for (columns, ranks), out in zip(members, b, strict=False):
-        torch.mm(grads[:, columns].t(), tail[:, ranks], out=out)
-
-
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
     """losses [n] fp32 = -log softmax(logits)[target]; `logits` [n, vocabulary] is overwritten with the gradient of their sum."""
     if logits.is_cuda:

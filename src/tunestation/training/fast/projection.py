@@ -183,9 +183,11 @@ class Projection:
         """To `out`, those of B still to be scaled; `grads` as `backward` left it, `x` [T, K] what they read, `tail` [T, R] their share."""
         if not self.rank:
             return
-        ops.adapter_gradients(grads, self.outputs, x, tail, out.a, [] if self.paired else out.b, self.adapted)
+        torch.mm(grads[:, self.outputs :].t(), x, out=out.a)
         if self.paired:
-            self._gradients_in_turn(grads, tail, out)
+            return self._gradients_in_turn(grads, tail, out)
+        for (outputs, ranks), b in zip(self.adapted, out.b, strict=True):
+            torch.mm(grads[:, outputs].t(), tail[:, ranks], out=b)
 
     def _gradients_in_turn(self, grads: torch.Tensor, tail: torch.Tensor, out: Part) -> None:
         """Those of all B by all ranks, of which half are wanted: a matrix library takes no columns that lie in turn."""

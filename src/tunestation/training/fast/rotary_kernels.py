@@ -170,7 +170,8 @@ def _turn_back_in_place(
     rows, row, outputs, b, b_row, cos, sin, table_row, tokens, Q: tl.constexpr, KV: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    token = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # as `kernels._last_first`
+    token = (tile * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     inside = token < tokens
     at = token * table_row + tl.arange(0, HALF)[None, :]
     c, s = tl.load(cos + at, inside, 0).to(tl.float32), tl.load(sin + at, inside, 0).to(tl.float32)
