@@ -19,8 +19,9 @@ def _warps(columns: int) -> int:
 
 
 @triton.jit
-def _last_first():
-    """The row of a program, from the last row on: what is written last, the first rows, is still in the cache when it is read next."""
+def last_first():
+    """The row of a program, from the last row on: those that a product has just written are still in the cache, and so are the first rows
+    when the next product begins with them."""
     return (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
 
 
@@ -42,7 +43,7 @@ def _rms_norm(
     h, added, weight, total, out, out_stride, eight, scales, dropped, seed, limit, share, columns, eps,
     ADD: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = _last_first()
+    row = last_first()
     at = tl.arange(0, BLOCK)
     inside = at < columns
     x = tl.load(h + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
@@ -75,7 +76,7 @@ def _rms_norm_backward(
     grad, h, weight, residual, residual_stride, out, out_stride, eight, scales, columns, eps,
     RESIDUAL: tl.constexpr, RESULT: tl.constexpr, EIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = _last_first()
+    row = last_first()
     at = tl.arange(0, BLOCK)
     inside = at < columns
     x = tl.load(h + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)

@@ -6,13 +6,13 @@ import triton
 import triton.language as tl
 
 from tunestation.training.fast.grids import pieces, power_of_2
-from tunestation.training.fast.kernels import _copy_in_eight
+from tunestation.training.fast.kernels import _copy_in_eight, last_first
 from tunestation.training.fast.low_rank_kernels import ample
 
 
 @triton.jit
 def _rotate(x, x_row, x_head, out, out_row, out_head, cos, sin, table_row, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+    row = last_first()
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     at = tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (at < half)
@@ -170,7 +170,7 @@ def _turn_back_in_place(
     rows, row, outputs, b, b_row, cos, sin, table_row, tokens, Q: tl.constexpr, KV: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # as `kernels._last_first`
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # as `last_first`
     token = (tile * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     inside = token < tokens
     at = token * table_row + tl.arange(0, HALF)[None, :]
