@@ -18,7 +18,7 @@ import torch
 
 CUDA = torch.cuda.is_available()
 RATES = ("matrix_tflops", "copy_tbps")
-PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "quack-kernels")
+PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "quack-kernels", "flash-attn-4")
 PEERS = ("liger-kernel", "trl", "torchtune", "torchao", "unsloth")
 GIB = 2**30
 

@@ -1,5 +1,6 @@
 """The fast step on a GPU: its one-launch weights, and what it learns, against the same on the CPU."""
 
+import copy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
 from apart import apart
+from bitsandbytes.functional import dequantize_4bit
 from test_fast_step import adapted, choice, documents, learned
 from unwaited import nothing_waits
 
@@ -30,6 +32,21 @@ def batch_on_gpu(rows, collate=lay):
 def errors(one, other):
     """Relative L2 error of each gradient."""
     return {name: ((other[1][name].float() - grad.float()).norm() / grad.float().norm()).item() for name, grad in one[1].items()}
+
+
+def in_32_bits(model):
+    """A copy of an adapted model that multiplies in fp32, by the same weights: what it learns is exact beside 16 bits."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        weight = getattr(getattr(module, "base_layer", None), "weight", None)
+        if hasattr(weight, "quant_state"):
+            found = dequantize_4bit(weight.data, weight.quant_state)
+            bias = module.base_layer.bias
+            module.base_layer = torch.nn.Linear(*found.shape[::-1], bias is not None, device=found.device).requires_grad_(False)
+            module.base_layer.weight.data.copy_(found)
+            if bias is not None:
+                module.base_layer.bias.data.copy_(bias)
+    return model.float()
 
 
 @pytest.mark.parametrize("lengths", [(30, 30, 30), (7, 19, 30, 30)])

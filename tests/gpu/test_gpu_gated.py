@@ -9,7 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
 from test_fast_step import adapted, choice, documents, learned
-from test_gpu_fast_step import batch_on_gpu, errors
+from test_gpu_fast_step import batch_on_gpu, errors, in_32_bits
 
 from tunestation.training.batches import Collate
 from tunestation.training.fast import gated
@@ -98,16 +98,17 @@ def test_gradients_may_take_the_place_of_gate_and_up(kernels):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])
-def test_it_learns_what_transformers_and_peft_learn(base, family):
+def test_every_gradient_is_near_to_the_exact_one(base, family):
+    """transformers' own in 16 bits are as far from it, so that the distance to those says little of a model as small as this."""
     model, rows = adapted(base, family).cuda(), documents()
-    before = learned(model, batch_on_gpu(rows, Collate(0)))
+    exact = learned(in_32_bits(model), batch_on_gpu(rows, Collate(0)))
     fast = Fast.over(model)
     assert all(layer.gate_up.paired for layer in fast.layers)
     for keep in (Keep.MORE, Keep.ALL, Keep.ATTENTION, Keep.INPUT):
         fast.keep(choice([keep] * 3, 2))
         after = learned(model, batch_on_gpu(rows))
-        assert after[0] == pytest.approx(before[0], rel=3e-2)
-        assert max(errors(before, after).values()) < 3e-2
+        assert after[0] == pytest.approx(exact[0], rel=3e-2)
+        assert max(errors(exact, after).values()) < 3e-2
 
 
 def test_inside_or_after_the_product_an_activation_is_as_near_to_32_bits(monkeypatch):

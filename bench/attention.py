@@ -1,0 +1,116 @@
+"""A layer's attention and its gradient, by torch and by FlashAttention 4 where that is installed: `python bench/attention.py --out FILE`.
+
+Forward is until the next product can read the result, backward until the one before can read turned gradients, as the fast step does it:
+copies and rotation are counted. `host_us` is what the host takes for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measuring import CUDA, limits, median_seconds, save
+
+from tunestation.training.fast import flash, ops
+from tunestation.training.fast.attention import ByTorch, Documents
+from tunestation.training.fast.flash import Flash
+
+DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
+TOKENS, LENGTH, SIZE, ROOM = (16384, 2048, 128, 64) if CUDA else (128, 32, 16, 16)
+"""Of a micro-batch, of a sequence, columns of a head, and those that adapters have behind rows."""
+HEADS = {"7b": (32, 8), "1.8b": (16, 8), "one for each": (32, 32)}
+LENGTHS = ("equal", "packs", "one")
+
+
+@dataclass
+class Rows:
+    """What attention reads and writes: q, k, v side by side, and rows with room behind them."""
+
+    heads: tuple[int, int]
+    documents: Documents
+
+    def __post_init__(self) -> None:
+        (many, few), tokens = self.heads, self.documents.tokens
+        self.counts, self.outputs = (many, few, few), (many + 2 * few) * SIZE
+        self.qkv, self.d_result = (torch.randn(tokens, columns, device=DEVICE).bfloat16() for columns in (self.outputs, many * SIZE))
+        self.out, self.grads = (self.qkv.new_empty(tokens, columns + ROOM) for columns in (many * SIZE, self.outputs))
+        self.cos, self.sin = (torch.rand(tokens, SIZE // 2, device=DEVICE).bfloat16() for _ in range(2))
+
+    def parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """q, k, v [T, heads, size] of rows [T, N]."""
+        return rows.unflatten(1, (-1, SIZE)).split(self.counts, 1)
+
+
+def attended(way: type, rows: Rows) -> ByTorch | Flash:
+    """Forward."""
+    place = rows.out[:, :-ROOM]
+    made = way(*rows.parts(rows.qkv), rows.documents, SIZE**-0.5, place)
+    if made.result.data_ptr() != place.data_ptr():
+        ops.copy(made.result.flatten(1), place)
+    return made
+
+
+def turned(made: ByTorch | Flash, rows: Rows) -> None:
+    """Backward; torch's graph stays for the next time."""
+    out = rows.grads[:, : rows.outputs]
+    grad = rows.d_result.view(made.result.shape)
+    if isinstance(made, ByTorch):
+        found = torch.autograd.grad(made.with_graph, made.of, grad, retain_graph=True)
+        return ops.turn_back(found, rows.cos, rows.sin, out)
+    made.gradients(grad, rows.parts(out))
+    both = out[:, : -rows.counts[2] * SIZE].unflatten(1, (-1, SIZE))
+    ops.rotate(both, rows.cos, rows.sin, both, sign=-1)
+
+
+def lengths(kind: str) -> list[int]:
+    """Of documents: of one length, of 60 to 600 tokens, or a single one."""
+    draw, found = random.Random(0), []
+    while kind == "packs" and sum(found) < TOKENS - 600:
+        found.append(draw.randint(60, 600))
+    return [*found, TOKENS - sum(found)] if kind == "packs" else [LENGTH] * (1 if kind == "one" else TOKENS // LENGTH)
+
+
+def measure(name: str, kind: str, in_order: bool, stack: str, way: type) -> dict:
+    """One row."""
+    found = lengths(kind)
+    cu = torch.tensor([0, *found], device=DEVICE).cumsum(0).int()
+    rows = Rows(HEADS[name], Documents(cu, max(found), sum(found), in_order))
+    made = attended(way, rows)
+    forward, backward = median_seconds(lambda: attended(way, rows)), median_seconds(lambda: turned(made, rows))
+    host = issued(lambda: turned(attended(way, rows), rows))
+    times = {"forward_us": forward, "backward_us": backward, "host_us": host}
+    case = f"attention-{name}-{kind}{'-order' * in_order}"
+    return {"case": case, "stack": stack} | {key: round(1e6 * seconds) for key, seconds in times.items()}
+
+
+def issued(run: Callable) -> float:
+    """Seconds of the host, with an idle GPU."""
+    if CUDA:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main(out: Path) -> None:
+    """Print a row for each shape, kind of documents and stack."""
+    rates = limits()
+    for name, heads in HEADS.items():
+        known = {"torch": ByTorch} | ({"flash-attn-4": Flash} if flash.known(DEVICE, torch.bfloat16, heads, SIZE) else {})
+        for kind in LENGTHS:
+            for in_order in (False, True):
+                for stack, way in known.items():
+                    row = measure(name, kind, in_order, stack, way)
+                    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                    save([row], out, rates)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("attention.json"))
+    main(parser.parse_args().out)
