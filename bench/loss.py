@@ -22,9 +22,14 @@ BYTES = 2**29 if CUDA else 2**22
 
 
 def ours(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """As the fast step does it."""
+    """As the fast step does it without QuACK."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    ops.cross_entropy(logits, targets, losses)
+    if CUDA:
+        from tunestation.training.fast import product_kernels
+
+        product_kernels.cross_entropy(logits, targets, losses)
+    else:
+        ops.cross_entropy(logits, targets, losses)
     return losses
 
 

@@ -12,7 +12,7 @@ from test_fast_step import adapted, choice, documents, learned
 from test_gpu_fast_step import batch_on_gpu, errors, in_32_bits
 
 from tunestation.training.batches import Collate
-from tunestation.training.fast import flash, ops, product_kernels, quack_loss
+from tunestation.training.fast import flash, hopper, ops, quack_loss
 from tunestation.training.fast.attention import ByTorch, Documents
 from tunestation.training.fast.flash import Flash
 from tunestation.training.fast.kept import Keep
@@ -25,8 +25,9 @@ LENGTHS = {"equal": [512] * 4, "one": [700], "packs": [3, 1, 640, 17, 64, 128, 6
 @pytest.fixture(autouse=True)
 def here():
     """Skips where there is none."""
-    if not flash.known(torch.device("cuda", 0), torch.bfloat16, (16, 8), 128):
+    if not hopper.has(torch.device("cuda", 0), torch.bfloat16, "flash-attn-4"):
         pytest.skip("needs a Hopper GPU and FlashAttention 4")
+    assert flash.known(torch.device("cuda", 0), torch.bfloat16, (16, 8), 128)
 
 
 def given(lengths, heads, size, in_order=False):
@@ -45,9 +46,10 @@ def room(tokens, columns):
 
 
 @pytest.mark.parametrize(("heads", "size"), [((16, 8), 128), ((4, 4), 128), ((8, 2), 64)])
+@pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("kind", list(LENGTHS))
-def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, size, heads):
-    of, grad, where = given(LENGTHS[kind], heads, size)
+def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, in_order, size, heads):
+    of, grad, where = given(LENGTHS[kind], heads, size, in_order)
     wanted = ByTorch(*(x.float().cpu() for x in of), Documents(where.cu_seqlens.cpu(), where.longest, where.tokens), size**-0.5)
     out, grads = room(where.tokens, heads[0] * size), room(where.tokens, (heads[0] + 2 * heads[1]) * size)
     found = Flash(*of, where, size**-0.5, out[:, : heads[0] * size])
@@ -98,6 +100,8 @@ def test_it_is_as_near_to_32_bits_as_torchs_attention(monkeypatch):
 
 @pytest.mark.parametrize("vocabulary", [512, 32000, 92544, 152064])
 def test_losses_and_gradients_are_those_of_our_kernel(vocabulary):
+    from tunestation.training.fast import product_kernels
+
     torch.manual_seed(0)
     assert quack_loss.known(torch.device("cuda", 0), torch.bfloat16, vocabulary)
     logits, targets = (3 * torch.randn(130, vocabulary, device="cuda")).bfloat16(), torch.randint(vocabulary, (130,), device="cuda")

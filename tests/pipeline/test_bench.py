@@ -9,6 +9,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
+import attention
 import cases
 import measuring
 import peers
@@ -98,3 +99,11 @@ def test_the_published_cases_are_all_there_and_each_is_run_without_deepspeed_and
     assert (alone.deepspeed, alone.offload, alone.optimizer) == (False, False, "paged")
     assert (zero.deepspeed, zero.offload, zero.optimizer) == (True, True, "adamw")
     assert cases.case_of("24").capped
+
+
+@pytest.mark.parametrize("kind", attention.LENGTHS)
+def test_attention_is_measured_on_documents_of_each_kind(kind):
+    row = attention.measure("1.8b", kind, False, "torch", attention.ByTorch)
+    assert row["case"] == f"attention-1.8b-{kind}"
+    assert row.keys() == {"case", "stack", "forward_us", "both_us", "host_us"}
+    assert sum(attention.lengths(kind)) == (attention.LENGTH if kind == "one" else attention.TOKENS)

@@ -240,7 +240,7 @@ def test_a_dropped_product_of_low_rank_alone(rows_of_tiles, rank, turned):
     assert 0.2 < (outs[1] == 0).float().mean() < 0.4
 
 
-@pytest.mark.parametrize(("heads", "size", "ranks"), [([4, 2, 2], 32, [8, 16, 4]), ([2, 1, 1], 64, [64] * 3), ([3, 3, 3], 128, [16] * 3)])
+@pytest.mark.parametrize(("heads", "size", "ranks"), [([4, 2, 2], 32, [8, 16, 4]), ([2, 1, 1], 64, [64] * 3), ([4, 2, 2], 128, [64] * 3)])
 def test_heads_turn_back_in_place_with_their_adapters_share(rows_of_tiles, heads, size, ranks):
     outputs, rank = size * sum(heads), sum(ranks)
     rows, b = strided(rows_of_tiles, outputs + rank), torch.zeros(outputs, rank, dtype=DTYPE)
@@ -281,6 +281,7 @@ def test_rows_are_scaled_and_scattered():
     kernels.scatter(moved(x), moved(places), moved(scale), outs[1])
     assert torch.equal(outs[1].cpu(), outs[0])
     kernels.scatter(moved(x[:0]), moved(places[:0]), moved(scale), outs[1])
+    assert torch.equal(outs[1].cpu(), outs[0])
 
 
 def test_rows_in_8_bit():

@@ -7,7 +7,7 @@ import torch
 from test_fast_step import adapted, choice, documents, learned, same
 
 from tunestation.training.batches import lay
-from tunestation.training.fast import flash, hopper, quack_loss
+from tunestation.training.fast import flash, hopper, ops, quack_loss
 from tunestation.training.fast.attention import ByTorch
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.kept import Keep
@@ -66,17 +66,23 @@ def test_where_attention_writes_changes_nothing_of_what_is_learned(family, dropo
     same(before, after, 1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize(("family", "times"), [("llama", 3), ("qwen2", 3), ("qwen3", 0), ("phi3", 0)])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_nor_with_weights_held_ready_where_adapters_share_comes_with_the_turning(dropout, family, monkeypatch):
-    before, after = both(monkeypatch, family=family, keep=Keep.MORE, dense=3, dropout=dropout)
+@pytest.mark.parametrize("dense", [0, 2])
+def test_nor_that_adapters_share_comes_with_the_turning(dense, dropout, family, times, monkeypatch):
+    """But where heads are normalised, or queries, keys and values are one layer."""
+    turned, turn = [], ops.turn_back_in_place
+    monkeypatch.setattr(ops, "turn_back_in_place", lambda *given: turned.append(turn(*given)))
+    before, after = both(monkeypatch, family=family, keep=Keep.MORE, dense=dense, dropout=dropout)
+    assert len(turned) == times
     assert before[0] == after[0]
     same(before, after, 1e-3)
 
 
-@pytest.mark.parametrize("targets", [["q_proj"], ["o_proj"], ["down_proj"]])
-def test_nor_with_adapters_on_some_layers_alone(targets, monkeypatch):
-    before, after = both(monkeypatch, targets=targets)
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "v_proj"], ["o_proj"], ["down_proj"]])
+@pytest.mark.parametrize("dense", [0, 3])
+def test_nor_with_adapters_on_some_layers_alone(targets, dense, monkeypatch):
+    before, after = both(monkeypatch, targets=targets, dense=dense)
     assert before[0] == after[0]
     same(before, after, 1e-3)
 
@@ -169,13 +175,11 @@ def test_results_are_compared_with_torchs_on_documents_of_equal_and_of_other_len
 
     monkeypatch.setattr(flash, "Flash", Mine)
     assert flash._agree(torch.device("cpu"), (4, 2), 64) is not wrong
-    assert made == ([False] if wrong else [False, True])
+    assert made == ([False] if wrong else [False, False, True, False])
 
 
 @pytest.mark.parametrize("wrong", [False, True])
 def test_losses_and_their_gradients_are_compared(wrong, monkeypatch):
-    from tunestation.training.fast import ops
-
     def mine(logits, targets, losses):
         ops.cross_entropy(logits, targets, losses)
         if wrong:
@@ -189,3 +193,6 @@ def test_what_made_the_bits_is_named(monkeypatch):
     fast = over(adapted("bfloat16"), monkeypatch)
     monkeypatch.setattr("tunestation.training.fast.model.version", lambda package: {"flash-attn-4": "4.0"}[package])
     assert fast.made_by == "FlashAttention 4.0"
+    fast.loss_by_quack = True
+    monkeypatch.setattr("tunestation.training.fast.model.version", lambda package: {"flash-attn-4": "4.0", "quack-kernels": "0.6"}[package])
+    assert fast.made_by == "QuACK 0.6, FlashAttention 4.0"

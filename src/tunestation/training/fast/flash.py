@@ -18,8 +18,8 @@ from tunestation.training.fast.attention import ByTorch, Documents
 
 LARGEST = 128
 """Columns of a head up to which it has been measured."""
-TRIED = ((200, 312), (256, 256))
-"""Lengths of documents that are tried at start: of different ones and of equal ones, which are laid otherwise."""
+TRIED = (((200, 312), False), ((200, 312), True), ((256, 256), False), ((5,) * 300 + (7,), False))
+"""Lengths of documents that are tried at start, and whether in one order: each is a kernel of its own, as equal ones and many short are."""
 
 
 @cache
@@ -76,15 +76,19 @@ def _interface():
 def _agree(device: torch.device, heads: tuple[int, int], size: int) -> bool:
     """Whether attention over a few short documents, and its gradients, are torch's on a CPU in fp32."""
     generator = torch.Generator().manual_seed(0)
-    return all(_agree_on(device, lengths, heads, size, generator) for lengths in TRIED)
+    return all(_agree_on(device, lengths, in_order, heads, size, generator) for lengths, in_order in TRIED)
 
 
-def _agree_on(device: torch.device, lengths: tuple, heads: tuple[int, int], size: int, generator: torch.Generator) -> bool:
-    tokens, found = sum(lengths), []
-    given = [torch.randn(tokens, count, size, generator=generator).bfloat16() for count in (heads[0], heads[1], heads[1], heads[0])]
+def _agree_on(
+    device: torch.device, lengths: tuple, in_order: bool, heads: tuple[int, int], size: int, generator: torch.Generator
+) -> bool:
+    tokens, found, (many, few) = sum(lengths), [], heads
+    given = [torch.randn(tokens, count, size, generator=generator).bfloat16() for count in (many, few, few, many)]
     cu = torch.tensor([0, *lengths]).cumsum(0).int()
     for way, where, dtype in ((ByTorch, torch.device("cpu"), torch.float32), (Flash, device, torch.bfloat16)):
         *of, grad = (x.to(where, dtype) for x in given)
-        made = way(*of, Documents(cu.to(where), max(lengths), tokens), size**-0.5)
-        found.append([made.result, *made.gradients(grad)])
+        out, grads = (torch.empty(tokens, count * size + 8, dtype=dtype, device=where)[:, :-8] for count in (many, many + 2 * few))
+        places = grads.unflatten(1, (-1, size)).split((many, few, few), 1)
+        made = way(*of, Documents(cu.to(where), max(lengths), tokens, in_order), size**-0.5, out)
+        found.append([made.result, *made.gradients(grad, places)])
     return all(hopper.near(mine, wanted) for wanted, mine in zip(*found, strict=True))

@@ -47,7 +47,7 @@ def quantise_base(model: nn.Module, device: torch.device) -> None:
 class Float8Projection(Projection):
     """The same interface over 8-bit weights: the base product in 8 bits, the adapter's share added in 16."""
 
-    BASE = False
+    BASE, EIGHT = False, True
 
     def __init__(self, modules: list[nn.Module], scratch: Scratch):
         super().__init__(modules, scratch)

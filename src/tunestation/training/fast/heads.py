@@ -10,6 +10,7 @@ from tunestation.training.fast import ops
 from tunestation.training.fast.block import Block
 from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
+from tunestation.training.fast.weights import Buffer
 
 
 class Heads:
@@ -36,27 +37,28 @@ class Heads:
 
     def turn_back(
         self, turned: Sequence[torch.Tensor], before: torch.Tensor | None, step: Step, grads: torch.Tensor, qkv: Projection, wanted: bool
-    ) -> tuple[ops.Eight | None, bool]:
+    ) -> tuple[ops.Eight | None, Buffer | None]:
         """The gradients of q, k, v as `turn` gave them, to rows `grads` [T, N + R] of `qkv`, where they may be already.
 
-        `before` are the heads that were normalised. The same comes in 8 bits, if it is `wanted` so and all is written anew; and it is said
-        whether adapters' share in the rows is complete, which one pass can see to as well.
+        `before` are the heads that were normalised. The same comes in 8 bits, if products read it so and it is `wanted`; and `qkv`'s
+        backward pass has begun, if adapters' share came with the turning.
         """
         out = grads[:, : qkv.outputs]
         there = turned[0].data_ptr() == out.data_ptr()
         if self.norms:
             self._through_norms(turned, before, step, out, there)
-        elif there and qkv.ready and len(qkv.adapted) == len(self.counts):
-            ops.turn_back_in_place(grads, self.counts, qkv.filling.ranks, qkv.ready.b, step.cos, step.sin)
-            return None, True
+        elif there and len(qkv.adapted) == len(self.counts):
+            buffer = qkv.begin_backward(grads, wanted)
+            ops.turn_back_in_place(grads, self.counts, qkv.filling.ranks, buffer.b, step.cos, step.sin)
+            return None, buffer
         elif there:
             both = out[:, : -self.counts[2] * self.size].unflatten(1, (-1, self.size))
             ops.rotate(both, step.cos, step.sin, both, sign=-1)
         else:
             eight = qkv.eight(out, qkv.outputs) if wanted else None
             ops.turn_back(turned, step.cos, step.sin, out, eight)
-            return eight, False
-        return None, False
+            return eight, None
+        return None, None
 
     def _through_norms(self, turned: Sequence[torch.Tensor], before: torch.Tensor, step: Step, out: torch.Tensor, there: bool) -> None:
         parts = self.of(out)

@@ -28,7 +28,7 @@ class Keep(IntEnum):
 class Kept:
     """Activations of one layer; a tail is an input's adapter share xA' [T, R]."""
 
-    attention: ByTorch | Flash
+    attention: ByTorch | Flash | None
     tail_qkv: torch.Tensor | None
     tail_o: torch.Tensor | None
     middle: torch.Tensor

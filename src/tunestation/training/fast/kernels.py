@@ -236,8 +236,7 @@ def _scatter(x, places, scale, out, columns, BLOCK: tl.constexpr):
 
 def scatter(x, places, scale, out) -> None:
     rows, columns = x.shape
-    if rows:
-        _scatter[(rows,)](x, places, scale, out, columns, BLOCK=power_of_2(columns), num_warps=_warps(columns))
+    _scatter[(rows,)](x, places, scale, out, columns, BLOCK=power_of_2(columns), num_warps=_warps(columns))
 
 
 @triton.jit

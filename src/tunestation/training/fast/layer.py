@@ -31,7 +31,7 @@ class Layer:
         gated: bool = False,
         attention: type[ByTorch] | type[Flash] = ByTorch,
     ):
-        """`gated`: the activation goes inside of products, if the MLP's rows begin where these want it."""
+        """`gated`: the activation goes inside of products, if the MLP's rows begin where these want it; `attention` makes heads attend."""
         self.block, self.index, self.attention = block, index, attention
         self.qkv, self.o, self.gate_up, self.down = (
             projection(modules, scratch) for modules in (block.qkv, block.o, block.gate_up, block.down)
@@ -101,7 +101,7 @@ class Layer:
 
     def _place(self, read: Input) -> torch.Tensor | None:
         """Where attention may write its result for the next product: not where a copy is made anyway, in 8 bits."""
-        return read.x if self.o.aligned and read.eight is None else None
+        return read.x if self.o.aligned and not self.o.EIGHT else None
 
     def expand(self, kept: Kept, read: Input, out: torch.Tensor | None = None, stays: bool = True) -> None:
         """Gate and up from what they read; also what the activation makes of them, to `out` if it is inside of the product. If they do
@@ -200,11 +200,11 @@ class Layer:
         result = kept.attention.result
         self.o.adapter_gradients(d_middle, self.o.adapter_input(result.flatten(1), seed_o), kept.tail_o, out_o)
         grads = self.qkv.gradient(h)
-        places = self.heads.of(grads[:, : self.qkv.outputs]) if self.qkv.aligned else None
+        places = self.heads.of(grads[:, : self.qkv.outputs]) if self.qkv.aligned and not self.qkv.EIGHT else None
         turned = kept.attention.gradients(d_attention.view(result.shape), places)
-        eight, complete = self.heads.turn_back(turned, kept.before_turning, step, grads, self.qkv, wanted)
+        eight, begun = self.heads.turn_back(turned, kept.before_turning, step, grads, self.qkv, wanted)
         kept.attention = kept.before_turning = result = turned = d_attention = None
-        dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted, complete)
+        dx = self.qkv.backward(grads, self.seeds(step)[0], eight, wanted, begun)
         del eight
         dh, x = self._backward_input(h, kept, step, dx, d_middle[:, : self.o.outputs])
         del dx

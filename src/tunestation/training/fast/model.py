@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tunestation.training import memory
-from tunestation.training.fast import flash, gated, nf4
+from tunestation.training.fast import flash, gated, nf4, quack_loss
 from tunestation.training.fast.adapters import Joined
 from tunestation.training.fast.attention import ByTorch, Documents
 from tunestation.training.fast.block import Block, Norm, unknown
@@ -26,6 +26,8 @@ from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Member, Scratch
 
+MANY = 1024
+"""Rows of logits."""
 LEARNING = ("lora_A.default.weight", "lora_B.default.weight")
 """What peft calls the weights that it teaches; an adapter may let more learn: DoRA's magnitudes, biases, whole modules."""
 
@@ -55,6 +57,11 @@ def _strange(member: Member) -> str | None:
     return None
 
 
+def _rows(most: int, on_gpu: bool) -> int:
+    """Of logits at once, of which memory allows `most`: many on a GPU are a power of 2, whose tiles are whole and fill it."""
+    return 1 << (most.bit_length() - 1) if on_gpu and most >= MANY else max(1, most)
+
+
 @dataclass
 class Fast:
     """The fast step of one model: put in place of its forward pass, and told what to keep in memory."""
@@ -67,6 +74,8 @@ class Fast:
     """What is kept in memory."""
     waiting: Waiting
     """What waits in host memory."""
+    loss_by_quack: bool = False
+    """Whether the loss is QuACK's."""
     in_order: bool = False
     """Whether attention's gradients are summed in one order on a GPU too."""
 
@@ -86,7 +95,8 @@ class Fast:
         layers = [Layer(block, index, projection, scratch, inside, attention) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
         choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)
-        fast = cls(inner, layers, norm, choice, Waiting(inner, choice, device))
+        by_quack = quack_loss.known(where, inner.dtype, inner.lm_head.weight.shape[0])
+        fast = cls(inner, layers, norm, choice, Waiting(inner, choice, device), by_quack)
         stock = inner.forward
         inner.forward = lambda *args, cu_seqlens=None, **options: (
             stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
@@ -97,7 +107,7 @@ class Fast:
     def made_by(self) -> str:
         """What its bits depend on besides the GPU and the versions that a stage's key names."""
         first = self.layers[0]
-        used = {"QuACK": "quack-kernels"} if first.gate_up.paired else {}
+        used = {"QuACK": "quack-kernels"} if first.gate_up.paired or self.loss_by_quack else {}
         used |= {"FlashAttention": "flash-attn-4"} if first.attention is Flash else {}
         return ", ".join(f"{name} {version(package)}" for name, package in used.items()) or "no QuACK"
 
@@ -136,7 +146,7 @@ class Fast:
         for layer in self.layers:
             h = layer(h, step)
         head = self.model.lm_head.weight
-        rows = 1 << max(1, self.choice.logits // (head.shape[0] * h.element_size())).bit_length() - 1  # fills a GPU with whole tiles
+        rows = _rows(self.choice.logits // (head.shape[0] * h.element_size()), h.is_cuda)
         return CausalLMOutputWithPast(loss=summed_loss(h, self.norm, head, labelled, targets, rows))
 
     def _embed(self, input_ids: torch.Tensor, host_ids: np.ndarray) -> torch.Tensor:

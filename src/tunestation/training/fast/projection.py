@@ -40,6 +40,8 @@ class Projection:
 
     BASE = True
     """Whether products read the base weights from the buffer."""
+    EIGHT = False
+    """Whether products read their input in 8 bits."""
 
     def __init__(self, modules: list[nn.Module], scratch: Scratch, paired: bool = False):
         self.members = [Member(module) for module in modules]
@@ -143,11 +145,18 @@ class Projection:
         return y.as_strided((y.size(0), self.outputs + self.rank), y.stride())
 
     def backward(
-        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True, complete: bool = False
+        self, grads: torch.Tensor, seed: int | None, eight: ops.Eight | None = None, wanted: bool = True, begun: Buffer | None = None
     ) -> torch.Tensor | None:
-        """dx [T, K] unless not `wanted`; completes `grads`, whose first N columns are dy, with the adapter's share, unless they have it."""
-        buffer = self.ready if complete else self._complete(grads, wanted)
+        """dx [T, K] unless not `wanted`; completes `grads`, whose first N columns are dy, with the adapter's share.
+
+        With `begun`, what `begin_backward` gave, they have that already.
+        """
+        buffer = self._complete(grads, wanted) if begun is None else begun
         return self._multiply_back(grads, buffer, seed, eight) if wanted else None
+
+    def begin_backward(self, like: torch.Tensor, wanted: bool) -> Buffer:
+        """The buffer that `backward` will read, of `like`'s dtype; the caller sees to the adapter's share."""
+        return self._weights(like, refresh=False, base=wanted)
 
     def backward_through(
         self, grads: torch.Tensor, seed: int | None, gate_up: torch.Tensor, out: torch.Tensor, result: torch.Tensor | None
@@ -163,7 +172,7 @@ class Projection:
 
     def _complete(self, grads: torch.Tensor, base: bool) -> Buffer:
         """The buffer, once `grads` have the adapter's share."""
-        buffer = self._weights(grads, refresh=False, base=base)
+        buffer = self.begin_backward(grads, base)
         if self.rank:
             ops.product(grads[:, : self.outputs], buffer.b, grads[:, self.outputs :])
         return buffer

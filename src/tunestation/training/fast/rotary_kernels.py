@@ -37,7 +37,7 @@ def _norm_rotate(
     grad, grad_row, grad_head, x, x_row, x_head, out, out_row, out_head, weight, eps, cos, sin, table_row, heads, half,
     BACKWARD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = last_first()
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     at = tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (at < half)
@@ -107,7 +107,7 @@ def _turn_back(
     Q: tl.constexpr, KV: tl.constexpr, half: tl.constexpr, size: tl.constexpr, EIGHT: tl.constexpr,
     HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = last_first()
     at = tl.arange(0, HALF)[None, :]
     c = tl.load(cos + row * table_row + at, at < half, 0).to(tl.float32)
     s = tl.load(sin + row * table_row + at, at < half, 0).to(tl.float32)
@@ -170,8 +170,7 @@ def _turn_back_in_place(
     rows, row, outputs, b, b_row, cos, sin, table_row, tokens, Q: tl.constexpr, KV: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # as `last_first`
-    token = (tile * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    token = last_first() * ROWS + tl.arange(0, ROWS)[:, None]
     inside = token < tokens
     at = token * table_row + tl.arange(0, HALF)[None, :]
     c, s = tl.load(cos + at, inside, 0).to(tl.float32), tl.load(sin + at, inside, 0).to(tl.float32)
