@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import attention
 import cases
 import measuring
+import parts
 import peers
 import step
 
@@ -107,3 +108,14 @@ def test_attention_is_measured_on_documents_of_each_kind(kind):
     assert row["case"] == f"attention-1.8b-{kind}"
     assert row.keys() == {"case", "stack", "forward_us", "both_us", "host_us"}
     assert sum(attention.lengths(kind)) == (attention.LENGTH if kind == "one" else attention.TOKENS)
+
+
+def test_the_parts_of_a_step_are_timed_in_their_places_which_are_as_before_afterwards(tmp_path):
+    before = [getattr(owner, name) for owner, name in parts.PLACES]
+    parts.main("G", "tiny", tmp_path / "parts.json")
+    assert [getattr(owner, name) for owner, name in parts.PLACES] == before
+    whole, *found = rows(tmp_path / "parts.json")
+    assert whole["part"] == "step"
+    assert {each["part"] for each in found} >= {"torch.mm", "ByTorch.__init__", "ByTorch.gradients", "ops.rms_norm", "ops.copy"}
+    gate_and_up = [each for each in found if each["sizes"] == [[512, 384], [384, 1024]]]
+    assert [(each["part"], each["calls"]) for each in gate_and_up] == [("ops.product", 2)]
