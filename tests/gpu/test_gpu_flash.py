@@ -8,15 +8,11 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
-from test_fast_step import adapted, choice, documents, learned
-from test_gpu_fast_step import batch_on_gpu, errors, in_32_bits
+from test_gpu_fast_step import as_near_to_32_bits, every_gradient_is_near_to_the_exact_one
 
-from tunestation.training.batches import Collate
 from tunestation.training.fast import flash, hopper, ops, quack_loss
 from tunestation.training.fast.attention import ByTorch, Documents
 from tunestation.training.fast.flash import Flash
-from tunestation.training.fast.kept import Keep
-from tunestation.training.fast.model import Fast
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 LENGTHS = {"equal": [512] * 4, "one": [700], "packs": [3, 1, 640, 17, 64, 128, 65, 400], "many": [5] * 300 + [7]}
@@ -73,29 +69,11 @@ def test_in_one_order_gradients_have_the_same_bits_each_time(kind):
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])
 def test_every_gradient_is_near_to_the_exact_one(base, family):
-    """transformers' own in 16 bits are as far from it, so that the distance to those says little of a model as small as this."""
-    model, rows = adapted(base, family).cuda(), documents()
-    exact = learned(in_32_bits(model), batch_on_gpu(rows, Collate(0)))
-    fast = Fast.over(model)
-    assert all(layer.attention is Flash for layer in fast.layers)
-    for keep in (Keep.MORE, Keep.ALL, Keep.ATTENTION, Keep.INPUT):
-        fast.keep(choice([keep] * 3, 2))
-        after = learned(model, batch_on_gpu(rows))
-        assert after[0] == pytest.approx(exact[0], rel=3e-2)
-        assert max(errors(exact, after).values()) < 3e-2
+    every_gradient_is_near_to_the_exact_one(base, family, lambda layer: layer.attention is Flash)
 
 
 def test_it_is_as_near_to_32_bits_as_torchs_attention(monkeypatch):
-    found = []
-    for taken in (True, False):
-        monkeypatch.setattr(flash, "known", lambda *_, taken=taken: taken)
-        model = adapted("bfloat16").cuda()
-        Fast.over(model).keep(choice([Keep.MORE] * 3))
-        found.append(learned(model, batch_on_gpu(documents())))
-    exact = learned(adapted("bfloat16").float(), Collate(0)(documents()))
-    exact = exact[0], {name: grad.cuda() for name, grad in exact[1].items()}
-    mine, torchs = (sum(errors(exact, each).values()) for each in found)
-    assert mine < 1.05 * torchs
+    as_near_to_32_bits(monkeypatch, flash)
 
 
 @pytest.mark.parametrize("vocabulary", [512, 32000, 92544, 152064])

@@ -9,9 +9,8 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
 from test_fast_step import adapted, choice, documents, learned
-from test_gpu_fast_step import batch_on_gpu, errors, in_32_bits
+from test_gpu_fast_step import as_near_to_32_bits, batch_on_gpu, errors, every_gradient_is_near_to_the_exact_one
 
-from tunestation.training.batches import Collate
 from tunestation.training.fast import gated
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
@@ -99,29 +98,11 @@ def test_gradients_may_take_the_place_of_gate_and_up(kernels):
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])
 def test_every_gradient_is_near_to_the_exact_one(base, family):
-    """transformers' own in 16 bits are as far from it, so that the distance to those says little of a model as small as this."""
-    model, rows = adapted(base, family).cuda(), documents()
-    exact = learned(in_32_bits(model), batch_on_gpu(rows, Collate(0)))
-    fast = Fast.over(model)
-    assert all(layer.gate_up.paired for layer in fast.layers)
-    for keep in (Keep.MORE, Keep.ALL, Keep.ATTENTION, Keep.INPUT):
-        fast.keep(choice([keep] * 3, 2))
-        after = learned(model, batch_on_gpu(rows))
-        assert after[0] == pytest.approx(exact[0], rel=3e-2)
-        assert max(errors(exact, after).values()) < 3e-2
+    every_gradient_is_near_to_the_exact_one(base, family, lambda layer: layer.gate_up.paired)
 
 
 def test_inside_or_after_the_product_an_activation_is_as_near_to_32_bits(monkeypatch):
-    found = []
-    for inside in (True, False):
-        monkeypatch.setattr(gated, "known", lambda _device, _dtype, inside=inside: inside)
-        model = adapted("bfloat16").cuda()
-        Fast.over(model).keep(choice([Keep.MORE] * 3))
-        found.append(learned(model, batch_on_gpu(documents())))
-    exact = learned(adapted("bfloat16").float(), Collate(0)(documents()))
-    exact = exact[0], {name: grad.cuda() for name, grad in exact[1].items()}
-    mine, other = (sum(errors(exact, each).values()) for each in found)
-    assert mine < 1.05 * other
+    as_near_to_32_bits(monkeypatch, gated)
 
 
 def test_with_dropout_it_learns_what_an_activation_after_its_product_does(monkeypatch):
