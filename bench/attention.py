@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measuring import CUDA, limits, median_seconds, save
+from cases import drawn
+from measuring import CUDA, issued, limits, median_seconds, tell
 
 from tunestation.training.fast import flash, ops
-from tunestation.training.fast.attention import ByTorch, Documents
+from tunestation.training.fast.attention import ByTorch, Documents, side_by_side
 from tunestation.training.fast.flash import Flash
 
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
@@ -43,7 +42,7 @@ class Rows:
 
     def parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """q, k, v [T, heads, size] of rows [T, N]."""
-        return rows.unflatten(1, (-1, SIZE)).split(self.counts, 1)
+        return side_by_side(rows, self.counts, SIZE)
 
 
 def attended(way: type, rows: Rows) -> ByTorch | Flash:
@@ -58,19 +57,12 @@ def attended(way: type, rows: Rows) -> ByTorch | Flash:
 def forward_and_back(way: type, rows: Rows) -> None:
     """Both."""
     made, out = attended(way, rows), rows.grads[:, : rows.outputs]
-    found = made.gradients(rows.d_result.view(made.result.shape), rows.parts(out))
-    if found[0].data_ptr() != out.data_ptr():
-        return ops.turn_back(found, rows.cos, rows.sin, out)
-    both = out[:, : -rows.counts[2] * SIZE].unflatten(1, (-1, SIZE))
-    ops.rotate(both, rows.cos, rows.sin, both, sign=-1)
+    ops.turn_back(made.gradients(rows.d_result.view(made.result.shape), rows.parts(out)), rows.cos, rows.sin, out)
 
 
 def lengths(kind: str) -> list[int]:
     """Of documents: of one length, of 60 to 600 tokens, or a single one."""
-    draw, found = random.Random(0), []
-    while kind == "packs" and sum(found) < TOKENS - 600:
-        found.append(draw.randint(60, 600))
-    return [*found, TOKENS - sum(found)] if kind == "packs" else [LENGTH] * (1 if kind == "one" else TOKENS // LENGTH)
+    return drawn(random.Random(0), TOKENS, 600) if kind == "packs" else [LENGTH] * (1 if kind == "one" else TOKENS // LENGTH)
 
 
 def measure(name: str, kind: str, in_order: bool, stack: str, way: type) -> dict:
@@ -84,15 +76,6 @@ def measure(name: str, kind: str, in_order: bool, stack: str, way: type) -> dict
     return {"case": case, "stack": stack} | {key: round(1e6 * seconds) for key, seconds in times.items()}
 
 
-def issued(run: Callable) -> float:
-    """Seconds of the host, with an idle GPU."""
-    if CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def main(out: Path) -> None:
     """Print a row for each shape, kind of documents and stack."""
     rates = limits()
@@ -101,9 +84,7 @@ def main(out: Path) -> None:
         for kind in LENGTHS:
             for in_order in (False, True):
                 for stack, way in known.items():
-                    row = measure(name, kind, in_order, stack, way)
-                    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-                    save([row], out, rates)
+                    tell(measure(name, kind, in_order, stack, way), out, rates)
 
 
 if __name__ == "__main__":

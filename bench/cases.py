@@ -97,19 +97,22 @@ def rows(case: Case, index: int) -> list[dict]:
     """Random tokens: `sequences` of `length`, or as many tokens in documents of 60 to 600, their second half labelled."""
     draw, generator = random.Random(index), torch.Generator().manual_seed(index)
     vocabulary, longest = (VOCABULARY, 600) if case.shape != "tiny" else (512, TINY)
-    lengths = [case.length] * case.sequences
-    if case.documents:
-        left, lengths = case.length * case.sequences, []
-        while left > longest:
-            lengths.append(draw.randint(longest // 10, longest))
-            left -= lengths[-1]
-        lengths.append(left)
+    lengths = drawn(draw, case.length * case.sequences, longest) if case.documents else [case.length] * case.sequences
     found = []
     for length in lengths:
         ids = torch.randint(vocabulary, (length,), generator=generator).tolist()
         prompt = length // 2 if case.documents else 0
         found.append({"input_ids": ids, "labels": [IGNORE] * prompt + ids[prompt:], "position_ids": list(range(length))})
     return found
+
+
+def drawn(draw: random.Random, tokens: int, longest: int) -> list[int]:
+    """Lengths of documents of a tenth of `longest` to all of it, and of the rest of `tokens`."""
+    found, left = [], tokens
+    while left > longest:
+        found.append(draw.randint(longest // 10, longest))
+        left -= found[-1]
+    return [*found, left]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from measuring import CUDA, limits, median_seconds, save
+from measuring import CUDA, limits, median_seconds, tell
 
 from tunestation.training.fast import ops
 
@@ -61,8 +61,7 @@ def main(out: Path) -> None:
     for vocabulary in VOCABULARIES:
         for stack, kernel in known.items():
             row = measure(vocabulary, stack, kernel)
-            print("  ".join(f"{name} {value:.2g}" if name == "error" else f"{name} {value}" for name, value in row.items()), flush=True)
-            save([row], out, rates)
+            tell(row, out, rates)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,15 @@ def median_seconds(run: Callable) -> float:
     return statistics.median(clock.seconds())
 
 
+def issued(run: Callable) -> float:
+    """Seconds in which the host gives an idle GPU its work: what it takes at least, however fast the GPU is."""
+    if CUDA:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def figures(seconds: list[float], tokens: list[float], losses: list[float]) -> dict:
     """What a row says of a stack's steps: the median rate, the peak since it was last reset, and the first losses."""
     rates = [count / taken for count, taken in zip(tokens, seconds, strict=True)]
@@ -127,6 +136,13 @@ def written(out: Path) -> dict:
 def known(out: Path) -> dict:
     """The machine's rates, as a file of results has them."""
     return {name: value for name, value in written(out)["machine"].items() if name in RATES}
+
+
+def tell(row: dict, out: Path, rates: dict) -> None:
+    """Print a row and add it to a file of results."""
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in row.items()}
+    print("  ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
+    save([row], out, rates)
 
 
 def save(found: list[dict], out: Path, rates: dict | None = None) -> None:

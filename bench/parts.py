@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 from cases import case_of, rows
-from measuring import CUDA, Clock, limits, save
+from measuring import Clock, limits, tell
 from models import SHAPES
-from step import WARM, Models, Plain, free
+from step import WARM, Models, Plain, keep, moved
 
-from tunestation.training import memory
 from tunestation.training.batches import lay
 from tunestation.training.fast import gated, ops, projection
 from tunestation.training.fast.attention import ByTorch
@@ -78,11 +77,10 @@ def step_of(name: str, shape: str | None) -> Callable[[], object]:
     """A step of the case without DeepSpeed, with what is kept as the bench keeps it."""
     case = case_of(name, shape)
     model, fast = Models().of(case)
-    batch = lay(rows(case, 0))
-    batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items() if key != "labels"}
-    step, gradients = Plain(model, case), learned("adamw", None, "none")
-    fast.look_up()
-    fast.keep(memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients))
+    batch = moved(lay(rows(case, 0)), model.device)
+    del batch["labels"]
+    step = Plain(model, case)
+    keep(case, model, fast, learned("adamw", None, "none"))
     return lambda: step([batch], len(batch["targets"]))
 
 
@@ -96,13 +94,10 @@ def main(name: str, shape: str | None, out: Path) -> None:
         for _ in range(STEPS):
             step()
             clock.tick()
-    if CUDA:
-        torch.cuda.synchronize()
     made = sorted((row(name, key, clocks) for key, clocks in found.items()), key=lambda each: -each["ms"])
     made.insert(0, {"case": f"parts-{name}", "part": "step", "ms": round(1000 * sum(clock.seconds()) / STEPS, 2)})
     for each in made:
-        print("  ".join(f"{key} {value}" for key, value in each.items() if key != "case"), flush=True)
-    save(made, out, rates)
+        tell(each, out, rates)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from cutlass import Float32
-from measuring import failure, limits, median_seconds, save
+from measuring import failure, limits, median_seconds, tell
 from quack.epilogue import gemm_epilogue, pack, unpack
 from quack.epilogue.rotary import rotary_cos_sin_load
 from quack.gemm_config import GemmConfig
@@ -73,8 +73,7 @@ def main(out: Path) -> None:
                 row["us"] = round(1e6 * median_seconds(known[way]))
             except Exception as error:  # whatever a tile does not like, the others' rows are wanted
                 row["failed"] = failure(error)
-            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            save([row], out, rates)
+            tell(row, out, rates)
 
 
 if __name__ == "__main__":

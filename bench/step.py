@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 from cases import Case, case_of, named, rows
-from measuring import CUDA, GIB, Clock, capped, clean, failure, figures, limits, save
+from measuring import CUDA, GIB, Clock, capped, clean, failure, figures, issued, limits, save
 from models import SHAPES, build, configuration
 
 from tunestation.training import memory, zero
@@ -100,35 +99,37 @@ def timed(step: Callable, batches: list[list[dict]], items: list[int], tokens: f
     return found | {"host_ms": round(1000 * issued(lambda: step(batches[0], items[0])))}
 
 
-def issued(step: Callable) -> float:
-    """Seconds in which the host gives an idle GPU a step's work: what a step takes at least, however fast the GPU is."""
-    if CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: int, profile: bool) -> dict:
     """The row of one case."""
     device = next(model.parameters()).device
     batches = [lay(rows(case, index)) for index in range(3)]
-    batches = [{name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()} for batch in batches]
+    batches = [moved(batch, device) for batch in batches]
     items = [len(batch["targets"]) for batch in batches]
     tokens = sum(batch.pop("labels").numel() for batch in batches) / 3
     kind = "paged_adamw_32bit" if case.optimizer == "paged" else "adamw"
     gradients = learned(kind, 2 if case.deepspeed else None, "optimizer" if case.offload else "none")
     with closing((Zero2 if case.deepspeed else Plain)(model, case)) as step:
         fast.in_order = case.in_order
-        fast.look_up()  # before memory is counted, as the rehearsal does
-        choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
-        fast.keep(choice)
+        choice = keep(case, model, fast, gradients)
         found = {"kept": choice.told} | timed(step, [[batch] for batch in batches], items, tokens, steps, warm)
         if profile:
             show_profile(lambda: step(batches[:1], items[0]))
     waiting = sum(memory.host_bytes(fast.shape, choice, case.length * case.sequences, case.base).values())
     found["host_gib"] = round((waiting + gradients.host * fast.shape.adapters) / GIB, 2)
     return found | {name: value for name, value in asdict(case).items() if name != "name"}
+
+
+def moved(batch: dict, device: torch.device) -> dict:
+    """A micro-batch where the model is."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
+def keep(case: Case, model: torch.nn.Module, fast: Fast, gradients: Learned) -> memory.Choice:
+    """Let layers keep what memory allows, as the rehearsal does."""
+    fast.look_up()  # before memory is counted
+    choice = memory.choose(fast.shape, case.length * case.sequences, free(case, model, gradients), None, case.base, gradients)
+    fast.keep(choice)
+    return choice
 
 
 def free(case: Case, model: torch.nn.Module, gradients: Learned) -> int:

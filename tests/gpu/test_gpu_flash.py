@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 from test_gpu_fast_step import as_near_to_32_bits, every_gradient_is_near_to_the_exact_one
 
 from tunestation.training.fast import flash, hopper, ops, quack_loss
-from tunestation.training.fast.attention import ByTorch, Documents
+from tunestation.training.fast.attention import ByTorch, Documents, side_by_side
 from tunestation.training.fast.flash import Flash
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -33,7 +33,7 @@ def given(lengths, heads, size, in_order=False):
     rows = torch.randn(tokens, (many + 2 * few) * size, device="cuda", dtype=torch.bfloat16)
     grad = torch.randn(tokens, many, size, device="cuda", dtype=torch.bfloat16)
     cu = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
-    return rows.unflatten(1, (-1, size)).split((many, few, few), 1), grad, Documents(cu, max(lengths), tokens, in_order)
+    return side_by_side(rows, (many, few, few), size), grad, Documents(cu, max(lengths), tokens, in_order)
 
 
 def room(tokens, columns):
@@ -50,7 +50,7 @@ def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, in_order, si
     out, grads = room(where.tokens, heads[0] * size), room(where.tokens, (heads[0] + 2 * heads[1]) * size)
     found = Flash(*of, where, size**-0.5, out[:, : heads[0] * size])
     assert found.result.data_ptr() == out.data_ptr()
-    places = grads[:, :-64].unflatten(1, (-1, size)).split((heads[0], heads[1], heads[1]), 1)
+    places = side_by_side(grads[:, :-64], (heads[0], heads[1], heads[1]), size)
     turned = found.gradients(grad, places)
     assert all(each is place for each, place in zip(turned, places, strict=True))
     for mine, other in zip((found.result, *places), (wanted.result, *wanted.gradients(grad.float().cpu())), strict=True):

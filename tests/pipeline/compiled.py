@@ -32,21 +32,23 @@ class Driver:
 
 def launches(capability: int) -> None:
     """Each kernel as layers launch it: with and without residuals and dropout, either activation, 8-bit copies where a GPU has them."""
-    from tunestation.training.fast import (
-        dropping_kernels,
-        kernels,
-        low_rank_kernels,
-        ops,
-        product_kernels,
-        rotary_kernels,
-    )
-    from tunestation.training.fast.dropping import Dropped
-    from tunestation.training.fast.weights import Buffer
+    from tunestation.training.fast import low_rank_kernels
 
     low_rank_kernels.ample = lambda _device: capability in (90, 100)
-    h, wide, weight, table = torch.empty(4, 320).bfloat16(), torch.empty(4, 640).bfloat16(), torch.empty(320).bfloat16(), torch.empty(4, 32)
-    heads, losses = torch.empty(4, 20, 64).bfloat16(), torch.empty(4)
-    eights = [ops.empty_eight(4, 320, h.device)] if capability >= 89 else []
+    h = torch.empty(4, 320).bfloat16()
+    of_rows(h, capability >= 89)
+    of_heads(capability >= 89)
+    beside_products()
+    of_weights()
+
+
+def of_rows(h: torch.Tensor, has_eight: bool) -> None:
+    """Norms, activations, copies."""
+    from tunestation.training.fast import dropping_kernels, kernels, ops
+    from tunestation.training.fast.dropping import Dropped
+
+    wide, weight = torch.empty(4, 640).bfloat16(), torch.empty(320).bfloat16()
+    eights = [ops.empty_eight(4, 320, h.device)] if has_eight else []
     drawn = Dropped(h, 0.1, 5)
     for eight in (None, *eights):
         kernels.rms_norm(h, weight, 1e-6, h, None, None, eight, drawn)
@@ -55,30 +57,50 @@ def launches(capability: int) -> None:
             kernels.glu(wide, h, gelu, eight, None if gelu else drawn)
             kernels.glu_backward(wide, h, wide, gelu, eight, result=gelu)
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, h, eight, result=eight is None)
+        kernels.copy(h, h, eight, drawn)
     for other in (None, h):
         kernels.rms_norm_backward(h, h, weight, 1e-6, h, other)
+    for eight in eights:
+        kernels.quantise_rows(h, *eight)
     dropping_kernels.dropout(h, 0.1, 5, h)
     kernels.scatter(h, torch.zeros(4, dtype=torch.int64), weight.float(), h)
+
+
+def of_heads(has_eight: bool) -> None:
+    """Rotation, with norms and without, and back."""
+    from tunestation.training.fast import ops, rotary_kernels
+
+    heads, weight, table = torch.empty(4, 20, 64).bfloat16(), torch.empty(320).bfloat16(), torch.empty(4, 32)
     rotary_kernels.rotate(heads, table, table, heads, 1)
     rotary_kernels.norm_rotate(heads, weight, 1e-6, table, table, heads)
     rotary_kernels.norm_rotate_backward(heads, heads, weight, 1e-6, table, table, heads)
     beside = torch.empty(4, 28 * 64).bfloat16()
-    for eight in (None, *[ops.empty_eight(*beside.shape, h.device) for _ in eights]):
+    for eight in (None, ops.empty_eight(*beside.shape, beside.device)) if has_eight else (None,):
         rotary_kernels.turn_back((heads, heads[:, :4], heads[:, :4]), table, table, beside, eight)
-    for ranks in ([64] * 3, [8, 16, 4]) if capability in (90, 100) else ():
-        rows = torch.empty(64, 20 * 128 + sum(ranks)).bfloat16()
-        rotary_kernels.turn_back_in_place(rows, 2560, [16, 2, 2], ranks, rows, torch.empty(64, 64), torch.empty(64, 64))
-    for eight in (None, *eights):
-        kernels.copy(h, h, eight, drawn)
-    for eight in eights:
-        kernels.quantise_rows(h, *eight)
+    for ranks in ([64] * 3, [8, 16, 4]):
+        rows, table = torch.empty(64, 20 * 128 + sum(ranks)).bfloat16(), torch.empty(64, 64)
+        if rotary_kernels.fits(128, ranks, table):
+            rotary_kernels.turn_back_in_place(rows, 2560, [16, 2, 2], ranks, rows, table, table)
+
+
+def beside_products() -> None:
+    """What adapters add, and the loss."""
+    from tunestation.training.fast import low_rank_kernels, product_kernels
+
     tall, tails = torch.empty(8192, 320).bfloat16(), torch.empty(8192, 200).bfloat16()
     for rank, turned in ((64, False), (16, True), (128, False), (192, True), (200, False)):
         b = torch.empty(rank, 320).bfloat16().t() if turned else torch.empty(320, rank).bfloat16()
         for added, p in ((None, 0.0), (None, 0.5), (tall, 0.0), (tall, 0.1)):
             low_rank_kernels.add_low_rank(tall, tails[:, :rank], b, added, p, 5)
         low_rank_kernels.dropped_low_rank(tails[:, :rank], b, tall, 0.1, 5)
-    product_kernels.cross_entropy(wide, torch.zeros(4, dtype=torch.int64), losses)
+    product_kernels.cross_entropy(torch.empty(4, 640).bfloat16(), torch.zeros(4, dtype=torch.int64), torch.empty(4))
+
+
+def of_weights() -> None:
+    """4-bit weights, and whole buffers."""
+    from tunestation.training.fast import product_kernels
+    from tunestation.training.fast.weights import Buffer
+
     codes, scales = torch.zeros(4096, dtype=torch.uint8), torch.zeros(256)
     for nested in (None, (scales, scales, scales)):
         for columns in (64, 80):

@@ -31,6 +31,11 @@ class Documents:
         return self.longest * (len(self.cu_seqlens) - 1) == self.tokens
 
 
+def side_by_side(rows: torch.Tensor, counts: Sequence[int], size: int) -> tuple[torch.Tensor, ...]:
+    """Heads [T, count, size] for each of `counts` in rows [T, N], which may be strided."""
+    return rows.unflatten(1, (-1, size)).split(list(counts), 1)
+
+
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, scale: float) -> torch.Tensor:
     """q [T, heads, size], k and v [T, key-value heads, size] -> [T, heads, size]."""
     if documents.equal and not (documents.in_order and q.is_cuda):

@@ -15,7 +15,7 @@ from quack.gemm_config import GemmConfig
 from tunestation.training.fast import hopper
 
 CONFIG = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
-"""Of twelve the fastest on an H200 with 7B and 1.8B shapes, forward and backward."""
+"""Of twenty the fastest on an H200 with 7B and 1.8B shapes, forward and backward."""
 
 
 def _rounded(value):
@@ -80,7 +80,7 @@ def agree(device: torch.device) -> bool:
     generator = torch.Generator().manual_seed(0)
     x, wide, narrow = (torch.randn(shape, generator=generator).bfloat16() for shape in ((96, 64), (64, 512), (64, 256)))
     every = [_every(*(each.to(where) for each in (x, wide, narrow))) for where in (torch.device("cpu"), device)]
-    return all(hopper.near(mine, wanted) for wanted, mine in zip(*every, strict=True))
+    return hopper.near(*every)
 
 
 def _every(x, wide, narrow) -> list[torch.Tensor]:

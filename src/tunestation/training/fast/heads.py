@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tunestation.training.fast import ops
+from tunestation.training.fast.attention import side_by_side
 from tunestation.training.fast.block import Block
 from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
@@ -21,7 +22,7 @@ class Heads:
 
     def of(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values [T, heads, size] in rows [T, N], which may be strided."""
-        return rows.unflatten(1, (-1, self.size)).split(self.counts, 1)
+        return side_by_side(rows, self.counts, self.size)
 
     def turn(self, qkv: torch.Tensor, step: Step) -> tuple[torch.Tensor, ...]:
         """q, k, v as attention takes them, of all heads [T, all heads, size]: in place, unless heads are normalised."""
@@ -51,9 +52,6 @@ class Heads:
             buffer = qkv.begin_backward(grads, wanted)
             ops.turn_back_in_place(grads, self.counts, qkv.filling.ranks, buffer.b, step.cos, step.sin)
             return None, buffer
-        elif there:
-            both = out[:, : -self.counts[2] * self.size].unflatten(1, (-1, self.size))
-            ops.rotate(both, step.cos, step.sin, both, sign=-1)
         else:
             eight = qkv.eight(out, qkv.outputs) if wanted else None
             ops.turn_back(turned, step.cos, step.sin, out, eight)

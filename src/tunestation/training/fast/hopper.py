@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -40,7 +40,7 @@ def agrees(device: torch.device, what: str, otherwise: str, agree: Callable[[tor
     return not why
 
 
-def near(mine: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether two results are the same to within the rounding of bfloat16."""
-    mine, wanted = mine.cpu().float(), wanted.cpu().float()
-    return bool((mine - wanted).norm() <= 1e-2 * wanted.norm())
+def near(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> bool:
+    """Whether results are those that are wanted, each to within the rounding of bfloat16."""
+    pairs = [(one.cpu().float(), other.cpu().float()) for one, other in zip(wanted, found, strict=True)]
+    return all(bool((mine - theirs).norm() <= 1e-2 * theirs.norm()) for theirs, mine in pairs)

@@ -91,17 +91,13 @@ class Layer:
         qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv, stays)
         q, k, v = self.heads.turn(qkv, step)
         read = self.o.input(h, seed_o)
-        attention = self.attention(q, k, v, step.documents, self.block.scale, self._place(read))
+        attention = self.attention(q, k, v, step.documents, self.block.scale, read.x if self.o.direct else None)
         _hand_over(attention.result, read)
         added, middle = self.o.forward(read)[0], torch.empty_like(h)
         tail_o = _tail(read.rows, self.o, attention.result, stays)  # its input, the attention, is kept anyway
         read = self.gate_up.input(h, seed_gate_up)
         _normalise_to(read, self.block.norm2, h, added, middle)
         return Kept(attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), read
-
-    def _place(self, read: Input) -> torch.Tensor | None:
-        """Where attention may write its result for the next product: not where a copy is made anyway, in 8 bits."""
-        return read.x if self.o.aligned and not self.o.EIGHT else None
 
     def expand(self, kept: Kept, read: Input, out: torch.Tensor | None = None, stays: bool = True) -> None:
         """Gate and up from what they read; also what the activation makes of them, to `out` if it is inside of the product. If they do
@@ -200,7 +196,7 @@ class Layer:
         result = kept.attention.result
         self.o.adapter_gradients(d_middle, self.o.adapter_input(result.flatten(1), seed_o), kept.tail_o, out_o)
         grads = self.qkv.gradient(h)
-        places = self.heads.of(grads[:, : self.qkv.outputs]) if self.qkv.aligned and not self.qkv.EIGHT else None
+        places = self.heads.of(grads[:, : self.qkv.outputs]) if self.qkv.direct else None
         turned = kept.attention.gradients(d_attention.view(result.shape), places)
         eight, begun = self.heads.turn_back(turned, kept.before_turning, step, grads, self.qkv, wanted)
         kept.attention = kept.before_turning = result = turned = d_attention = None

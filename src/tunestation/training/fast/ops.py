@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from tunestation.training.fast import products, quack_loss
+from tunestation.training.fast.attention import side_by_side
 from tunestation.training.fast.dropping import Dropped, dropout, dropped
 
 Eight = tuple[torch.Tensor, torch.Tensor]
@@ -160,7 +161,13 @@ def norm_rotate_backward(
 def turn_back(
     grads: tuple[torch.Tensor, ...], cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, eight: Eight | None = None
 ) -> None:
-    """out [T, N] = the gradients of queries, keys and values [T, heads, size], side by side, the first two turned back by `rotate`."""
+    """out [T, N] = the gradients of queries, keys and values [T, heads, size], side by side, the first two turned back by `rotate`.
+
+    If they lie in `out` already, and so without `eight`, queries and keys alone are read and written.
+    """
+    if grads[0].data_ptr() == out.data_ptr():
+        both = out[:, : -grads[2][0].numel()].unflatten(1, (-1, grads[2].shape[2]))
+        return rotate(both, cos, sin, both, sign=-1)
     if out.is_cuda:
         return _on_gpu("rotary_kernels").turn_back(grads, cos, sin, out, eight)
     d_q, d_k, d_v = grads
@@ -183,9 +190,9 @@ def turn_back_in_place(
     size = outputs // sum(heads)
     if rows.is_cuda and _on_gpu("rotary_kernels").fits(size, ranks, cos):
         return _on_gpu("rotary_kernels").turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin)
-    both = rows[:, : size * sum(heads[:2])].unflatten(1, (-1, size))
-    rotate(both, cos, sin, both, sign=-1)
-    product(rows[:, :outputs], b, rows[:, outputs:])
+    gradients = rows[:, :outputs]
+    turn_back(side_by_side(gradients, heads, size), cos, sin, gradients)
+    product(gradients, b, rows[:, outputs:])
 
 
 def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: Dropped | None = None) -> None:

@@ -65,6 +65,11 @@ class Projection:
         return not any(size % 8 for size in (self.outputs, self.columns, self.rank))
 
     @property
+    def direct(self) -> bool:
+        """Whether attention may write to where products read here: rows are `aligned`, and are not copied anyway, in 8 bits."""
+        return self.aligned and not self.EIGHT
+
+    @property
     def adds_at_once(self) -> bool:
         """Whether `forward` reads `added` in a pass that it makes anyway."""
         return False

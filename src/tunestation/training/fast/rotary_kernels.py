@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tunestation.training.fast import low_rank_kernels
 from tunestation.training.fast.grids import pieces, power_of_2
 from tunestation.training.fast.kernels import _copy_in_eight, last_first
-from tunestation.training.fast.low_rank_kernels import ample
 
 
 @triton.jit
@@ -183,7 +183,7 @@ def _turn_back_in_place(
 
 def fits(size, ranks, cos) -> bool:
     """Whether `turn_back_in_place` is for such heads and adapters."""
-    return cos.shape[1] * 2 == size and size in (32, 64, 128) and max(ranks) <= 64 and ample(cos.device)
+    return cos.shape[1] * 2 == size and size in (32, 64, 128) and max(ranks) <= 64 and low_rank_kernels.ample(cos.device)
 
 
 def turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin) -> None:
