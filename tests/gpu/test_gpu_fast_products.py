@@ -26,16 +26,19 @@ def nothing_known(monkeypatch):
     monkeypatch.setattr(products, "_searches", {})
 
 
+@pytest.mark.parametrize("more", [False, True])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_way_gives_all_of_the_bits(size, turned):
+def test_every_way_gives_all_of_the_bits(size, turned, more):
+    """Also with something added, which is rounded with the sum."""
     x, weight, out = arguments(*size, turned)
-    known = products.ways((x, weight, out))
+    added = torch.randn(out.shape, device="cuda", dtype=out.dtype) if more else None
+    known = products.ways((x, weight, out, added))
     assert len(known) > 3
-    wanted = torch.mm(x, weight)
+    wanted = torch.addmm(added, x, weight) if more else torch.mm(x, weight)
     for way in known:
         out.fill_(float("nan"))
-        assert way(x, weight, out)
+        assert way(x, weight, out, added)
         assert torch.equal(out, wanted)
 
 

@@ -51,8 +51,8 @@ def of_rows(h: torch.Tensor, has_eight: bool) -> None:
     eights = [ops.empty_eight(4, 320, h.device)] if has_eight else []
     drawn = Dropped(h, 0.1, 5)
     for eight in (None, *eights):
-        kernels.rms_norm(h, weight, 1e-6, h, None, None, eight, drawn)
-        kernels.rms_norm(h, weight, 1e-6, h, h, h, eight)
+        kernels.rms_norm(h, weight, 1e-6, h, eight, drawn)
+        kernels.rms_norm(h, weight, 1e-6, h, eight)
         for gelu in (False, True):
             kernels.glu(wide, h, gelu, eight, None if gelu else drawn)
             kernels.glu_backward(wide, h, wide, gelu, eight, result=gelu)

@@ -114,6 +114,15 @@ def test_a_product_that_its_way_cannot_make_is_torchs(monkeypatch):
     assert torch.equal(out, x @ weight)
 
 
+def test_what_is_added_to_a_product_is_not_changed():
+    x, weight, out = arguments()
+    added = torch.randn(6, 4)
+    before = added.clone()
+    products.product(x, weight, out, added)
+    torch.testing.assert_close(out, x @ weight + before)
+    assert torch.equal(added, before)
+
+
 def test_ways_with_other_bits_are_never_taken():
     def unable(*_):
         return False
@@ -159,12 +168,13 @@ def long_sums(monkeypatch):
 
 @pytest.mark.usefixtures("long_sums")
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_long_sum_over_many_rows_is_made_in_halves_with_the_same_result(turned):
+@pytest.mark.parametrize("more", [False, True])
+def test_a_long_sum_over_many_rows_is_made_in_halves_with_the_same_result(turned, more):
     x, weight, _ = arguments(outputs=16)
-    weight = weight.t().contiguous().t() if turned else weight
-    (way,) = ways((x, weight, out := torch.full((6, 16), float("nan"))))
-    assert way is not by_torch and way(x, weight, out)
-    torch.testing.assert_close(out, x @ weight)
+    weight, added = weight.t().contiguous().t() if turned else weight, torch.randn(6, 16) if more else None
+    (way,) = ways((x, weight, out := torch.full((6, 16), float("nan")), added))
+    assert way is not by_torch and way(x, weight, out, added)
+    torch.testing.assert_close(out, x @ weight + (added if more else 0))
 
 
 @pytest.mark.usefixtures("long_sums")

@@ -88,12 +88,12 @@ def _set(kind: str, of: c_void_p, attribute: int, value: ctypes._SimpleCData) ->
 
 
 class Matmul:
-    """out [T, N] = x [T, K] @ weight [K, N]; bfloat16, summed in fp32 and rounded once.
+    """out [T, N] = x [T, K] @ weight [K, N], plus `added` [T, N] if it is made with one; bfloat16, summed in fp32 and rounded once.
 
     For tensors that lie as those that it is made with; T may be another.
     """
 
-    def __init__(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor):
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None = None):
         turned = weight.stride(1) != 1
         self.rows, self.device = x.size(0), x.get_device()
         self.handle = _handle(self.device)
@@ -101,14 +101,16 @@ class Matmul:
         _set("MatmulDesc", self.description, FIRST_TURNED, c_int32(turned))
         self.weight = _layout(weight.t() if turned else weight)
         self.x, self.out = _layout(x), _layout(out)
+        self.added = self.out if added is None else _layout(added)
 
     @staticmethod
-    def possible(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
+    def possible(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None = None) -> bool:
         """Whether such tensors are known here."""
         return (
             library() is not None
             and x.dtype == weight.dtype == out.dtype == torch.bfloat16
             and x.stride(1) == out.stride(1) == 1 in weight.stride()
+            and (added is None or (added.dtype == out.dtype and added.stride(1) == 1))
             and x.get_device() == torch.cuda.current_device()
         )
 
@@ -119,20 +121,23 @@ class Matmul:
         _set("MatmulPreference", wish, WORKSPACE, c_uint64(0))
         for attribute in ALIGNMENTS:
             _set("MatmulPreference", wish, attribute, c_uint32(ALIGNED))
-        matrices = self.weight, self.x, self.out, self.out
+        matrices = self.weight, self.x, self.added, self.out
         library().cublasLtMatmulAlgoGetHeuristic(self.handle, self.description, *matrices, wish, OFFERED, offers, byref(count))
         library().cublasLtMatmulPreferenceDestroy(wish)
         return [offer.algorithm for offer in offers[: count.value] if offer.state == 0 and _pieces(offer.algorithm) <= 1]
 
-    def run(self, algorithm: Algorithm, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
+    def run(
+        self, algorithm: Algorithm, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None = None
+    ) -> bool:
         """Whether `algorithm` can do it; then it has been given to the current stream."""
         to, left, right = out.data_ptr(), weight.data_ptr(), x.data_ptr()
-        if (to | left | right) % ALIGNED:
+        there, share = (to, NOTHING) if added is None else (added.data_ptr(), ONE)
+        if (to | left | right | there) % ALIGNED:
             return False
         self._take(x.size(0))
         stream = torch._C._cuda_getCurrentRawStream(self.device)  # as Triton asks; an object for it takes as long as the rest of this
         status = library().cublasLtMatmul(
-            self.handle, self.description, ONE, left, self.weight, right, self.x, NOTHING, to, self.out, to, self.out,
+            self.handle, self.description, ONE, left, self.weight, right, self.x, share, there, self.added, to, self.out,
             byref(algorithm), None, 0, stream,
         )  # fmt: skip
         return status == 0
@@ -140,7 +145,7 @@ class Matmul:
     def _take(self, rows: int) -> None:
         """Let T be `rows`."""
         if rows != self.rows:
-            for matrix in (self.x, self.out):
+            for matrix in (self.x, self.out, self.added):
                 _set("MatrixLayout", matrix, COLUMNS, c_uint64(rows))
             self.rows = rows
 

@@ -62,16 +62,12 @@ class Float8Projection(Projection):
             base.by_rows = tuple(part[outputs] for part in self.by_rows)
             base.by_columns = None
 
-    @property
-    def adds_at_once(self) -> bool:
-        return all(member.lora for member in self.members)
-
     def eight(self, rows: torch.Tensor, columns: int) -> ops.Eight:
         return ops.empty_eight(len(rows), columns, rows.device)
 
     def _multiply(self, read: Input, buffer: Buffer, roomy: bool, added: torch.Tensor | None) -> torch.Tensor:
         y, tail = multiply(read.eight, self.by_rows, self._bias(), read.rows.dtype), read.rows[:, self.columns :]
-        at_once = added is not None and self.adds_at_once
+        at_once = added is not None and all(member.lora for member in self.members)
         for member, (part, ranks) in zip(self.members, self.filling.parts, strict=True):
             if member.lora:
                 ops.add_low_rank(y[:, part], tail[:, ranks], buffer.b[part, ranks], added[:, part] if at_once else None)

@@ -40,18 +40,13 @@ def _drawing(drop, other) -> tuple:
 
 @triton.jit(do_not_specialize=["seed", "limit"])
 def _rms_norm(
-    h, added, weight, total, out, out_stride, eight, scales, dropped, seed, limit, share, columns, eps,
-    ADD: tl.constexpr, EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
+    h, weight, out, out_stride, eight, scales, dropped, seed, limit, share, columns, eps,
+    EIGHT: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = last_first()
     at = tl.arange(0, BLOCK)
     inside = at < columns
     x = tl.load(h + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
-    if ADD:
-        x += tl.load(added + row * columns + at, inside, 0, eviction_policy="evict_first").to(tl.float32)
-        x = x.to(total.dtype.element_ty)
-        tl.store(total + row * columns + at, x, inside, eviction_policy="evict_first")
-        x = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
     value = (x * scale * tl.load(weight + at, inside, 0).to(tl.float32)).to(out.dtype.element_ty)
     tl.store(out + row * out_stride + at, value, inside)
@@ -61,13 +56,11 @@ def _rms_norm(
         store_dropped(value, dropped + row * columns, row, 0, columns, seed, limit, share, BLOCK)
 
 
-def rms_norm(h, weight, eps, out, added, total, eight, drop=None) -> None:
+def rms_norm(h, weight, eps, out, eight=None, drop=None) -> None:
     rows, columns = h.shape
-    other = h if added is None else added
-    target = h if total is None else total
     _rms_norm[(rows,)](
-        h, other, weight, target, out, out.stride(0), *(eight or (h, h)), *_drawing(drop, h), columns, eps,
-        ADD=added is not None, EIGHT=eight is not None, DROP=drop is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
+        h, weight, out, out.stride(0), *(eight or (h, h)), *_drawing(drop, h), columns, eps,
+        EIGHT=eight is not None, DROP=drop is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ class Layer:
         return [None if step.seed is None else (step.seed + first + place) % 2**31 for place in range(len(self.projections))]
 
     def forward(self, h: torch.Tensor, step: Step) -> tuple[torch.Tensor, Kept]:
-        """The layer's result [T, K]; also all that it has kept. What `step` has still to add to h is added."""
+        """The layer's result [T, K]; also all that it has kept."""
         kept, read = self.attend(h, step, self.keep is not Keep.INPUT)
         seed, found = self.seeds(step)[3], None
         if self.gate_up.paired:
@@ -78,25 +78,23 @@ class Layer:
         else:
             found = self.down.input(h, seed)
             ops.glu(kept.gate_up, found.x, self.block.gelu, found.eight, found.dropped)
-        return self.contract(kept, found, step), kept
+        return self.contract(kept, found), kept
 
     def attend(self, h: torch.Tensor, step: Step, stays: bool = True) -> tuple[Kept, Input]:
         """The first half; also what gate and up read. If nothing of it `stays`, tails are not copied."""
         seed, seed_o, seed_gate_up, _ = self.seeds(step)
         read = self.qkv.input(h, seed)
-        pending = step.take_pending()
-        _normalise_to(read, self.block.norm1, h, pending, None if pending is None else h)
-        del pending
+        _normalise_to(read, self.block.norm1, h)
         qkv, x_qkv = self.qkv.forward(read, keep=self.keep is Keep.MORE)
         qkv, tail = qkv.unflatten(1, (-1, self.block.size)), _tail(read.rows, self.qkv, x_qkv, stays)
         q, k, v = self.heads.turn(qkv, step)
         read = self.o.input(h, seed_o)
         attention = self.attention(q, k, v, step.documents, self.block.scale, read.x if self.o.direct else None)
         _hand_over(attention.result, read)
-        added, middle = self.o.forward(read)[0], torch.empty_like(h)
+        middle = self.o.forward(read, added=h)[0]
         tail_o = _tail(read.rows, self.o, attention.result, stays)  # its input, the attention, is kept anyway
         read = self.gate_up.input(h, seed_gate_up)
-        _normalise_to(read, self.block.norm2, h, added, middle)
+        _normalise_to(read, self.block.norm2, middle)
         return Kept(attention, tail, tail_o, middle, qkv if self.block.head_norms else None, x_qkv=x_qkv), read
 
     def expand(self, kept: Kept, read: Input, out: torch.Tensor | None = None, stays: bool = True) -> None:
@@ -109,12 +107,11 @@ class Layer:
             kept.gate_up, kept.x_gate_up = self.gate_up.forward_through(read, out, keep)
         kept.tail_gate_up = _tail(read.rows, self.gate_up, kept.x_gate_up, stays)
 
-    def contract(self, kept: Kept, read: Input, step: Step) -> torch.Tensor:
-        """The layer's result, to which the next layer may have to add `middle`."""
+    def contract(self, kept: Kept, read: Input) -> torch.Tensor:
+        """The layer's result."""
         # torch's activation on a CPU rounds otherwise than the one that is made again with its slope
         keep = self.keep is Keep.MORE and read.x.is_cuda
-        step.pending = None if self.down.adds_at_once else step.left_to_next(self.index, kept.middle)
-        result, kept.x_down = self.down.forward(read, added=kept.middle if step.pending is None else None, keep=keep)
+        result, kept.x_down = self.down.forward(read, added=kept.middle, keep=keep)
         kept.tail_down = _tail(read.rows, self.down, kept.x_down)
         return result
 
@@ -240,9 +237,9 @@ def normalise(norm: Norm, h: torch.Tensor, out: torch.Tensor) -> None:
     ops.rms_norm(h, norm.weight, norm.eps, out)
 
 
-def _normalise_to(read: Input, norm: Norm, h: torch.Tensor, added: torch.Tensor | None = None, total: torch.Tensor | None = None) -> None:
-    """`norm` of h (or of h + added, kept in `total`) to where a projection reads it."""
-    ops.rms_norm(h, norm.weight, norm.eps, read.x, added, total, read.eight, read.dropped)
+def _normalise_to(read: Input, norm: Norm, h: torch.Tensor) -> None:
+    """`norm` of h to where a projection reads it."""
+    ops.rms_norm(h, norm.weight, norm.eps, read.x, read.eight, read.dropped)
 
 
 def _denormalise(
@@ -256,7 +253,6 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h: torch.Tensor, layer: Layer, step: Step, *adapters: torch.Tensor) -> torch.Tensor:
         step.bring(layer.index, 1)
-        # the layer may complete h in place: autograd saves what is in it after that, and nobody else has it
         ctx.save_for_backward(step.inputs.put(layer.index, h))
         out, kept = layer.forward(h, step)
         ctx.layer, ctx.step, ctx.kept = layer, step, layer.left_out(kept)

@@ -139,8 +139,7 @@ class Fast:
         half = cos.shape[-1] // 2
         documents = Documents(cu_seqlens, longest, input_ids.shape[1], self.in_order)
         inputs = self.waiting.inputs if torch.is_grad_enabled() else Inputs()
-        cos, sin, last = cos[0, :, :half], sin[0, :, :half], len(self.layers) - 1
-        step = Step(documents, cos, sin, self._seed(), inputs, self.waiting.weights, last)
+        step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed(), inputs, self.waiting.weights)
         h = h[0]
         self.look_up()
         for layer in self.layers:

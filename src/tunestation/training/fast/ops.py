@@ -37,16 +37,12 @@ def rms_norm(
     weight: torch.Tensor,
     eps: float,
     out: torch.Tensor,
-    added: torch.Tensor | None = None,
-    total: torch.Tensor | None = None,
     eight: Eight | None = None,
     drop: Dropped | None = None,
 ) -> None:
-    """out = weight * x / rms(x) (arXiv 1910.07467), x being h [T, K], or h + added, which is also written to `total`, which may be h."""
+    """out = weight * h / rms(h) of each row of h [T, K] (arXiv 1910.07467)."""
     if h.is_cuda:
-        return _on_gpu("kernels").rms_norm(h, weight, eps, out, added, total, eight, drop)
-    if added is not None:
-        h = total.copy_(h + added)
+        return _on_gpu("kernels").rms_norm(h, weight, eps, out, eight, drop)
     x = h.float()
     out.copy_(x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps) * weight.float())
     _fill(eight, out, drop)
@@ -210,11 +206,13 @@ def scatter(x: torch.Tensor, places: torch.Tensor, scale: torch.Tensor, out: tor
     out.index_copy_(0, places, (x * scale.view(1)).to(x.dtype))
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """out [T, N] = x [T, K] @ weight [K, N]; any strides."""
+def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None = None) -> None:
+    """out [T, N] = x [T, K] @ weight [K, N], plus `added` [T, N], which a GPU adds before it rounds; any strides."""
     if x.is_cuda:
-        return products.product(x, weight, out)
+        return products.product(x, weight, out, added)
     torch.mm(x, weight, out=out)
+    if added is not None:
+        out.add_(added)
 
 
 def add_low_rank(

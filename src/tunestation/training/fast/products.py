@@ -19,8 +19,8 @@ import torch
 
 from tunestation.training.fast.cublaslt import Matmul
 
-Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""x [T, K], weight [K, N] and out [T, N]."""
+Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""x [T, K], weight [K, N], out [T, N], and what is added to the product [T, N], if anything."""
 Way = Callable[..., bool]
 """Makes a product of `Arguments`; False if it cannot."""
 
@@ -37,16 +37,16 @@ SAMPLE, TELLING = 64, 8
 _searches: dict[tuple, Search] = {}
 
 
-def by_torch(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> bool:
+def by_torch(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None = None) -> bool:
     """As torch does it."""
-    torch.mm(x, weight, out=out)
+    torch.mm(x, weight, out=out) if added is None else torch.addmm(added, x, weight, out=out)
     return True
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """out [T, N] = x [T, K] @ weight [K, N]; any strides."""
-    if not (large(x, weight) and _search(x, weight, out)(x, weight, out)):
-        by_torch(x, weight, out)
+def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None = None) -> None:
+    """out [T, N] = x [T, K] @ weight [K, N], plus `added` [T, N], summed before it is rounded; any strides."""
+    if not (large(x, weight) and _search(x, weight, out, added)(x, weight, out, added)):
+        by_torch(x, weight, out, added)
 
 
 def large(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -54,18 +54,18 @@ def large(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return 2 * x.numel() * weight.size(1) >= LARGE
 
 
-def _search(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Search:
+def _search(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None) -> Search:
     """The one for products of this size; T may differ by a factor below 2 from that of its beginning."""
     sizes = x.size(0).bit_length(), x.size(1), weight.size(1)  # size() takes a tenth of the time that shape and len() take
-    key = (x.get_device(), x.dtype, sizes, x.stride(), weight.stride(), out.stride())
+    key = (x.get_device(), x.dtype, sizes, x.stride(), weight.stride(), out.stride(), added is not None and added.stride())
     if key not in _searches:
-        _searches[key] = Search(ways((x, weight, out)), Watch)
+        _searches[key] = Search(ways((x, weight, out, added)), Watch)
     return _searches[key]
 
 
 def ways(arguments: Arguments) -> list[Way]:
     """All that are known and sum in one order; torch's where there is no other."""
-    x, weight, _ = arguments
+    x, weight, *_ = arguments
     columns = weight.size(1)
     if x.size(0) >= MANY_ROWS and x.size(1) >= LONG_SUM and columns >= WIDE and columns % 16 == 0:
         return [_halved(way) for way in _whole(_half(arguments))]
@@ -82,8 +82,8 @@ def _whole(arguments: Arguments) -> list[Way]:
 
 def _half(arguments: Arguments, which: int = 0) -> Arguments:
     """A product of the first or second half of the columns of weight and out."""
-    x, weight, out = arguments
-    return x, weight.chunk(2, 1)[which], out.chunk(2, 1)[which]
+    x, *others = arguments
+    return x, *(None if each is None else each.chunk(2, 1)[which] for each in others)
 
 
 def _halved(way: Way) -> Way:

@@ -69,11 +69,6 @@ class Projection:
         """Whether attention may write to where products read here: rows are `aligned`, and are not copied anyway, in 8 bits."""
         return self.aligned and not self.EIGHT
 
-    @property
-    def adds_at_once(self) -> bool:
-        """Whether `forward` reads `added` in a pass that it makes anyway."""
-        return False
-
     def input(self, like: torch.Tensor, seed: int | None) -> Input:
         """Room for an input of as many rows as `like`; `seed` None drops nothing."""
         rows = like.new_empty(like.size(0), self.columns + self.rank)
@@ -131,7 +126,10 @@ class Projection:
         """y of completed rows."""
         rows, bias = read.rows, self._bias()
         out = self.gradient(rows)[:, : self.outputs] if roomy else rows.new_empty(rows.size(0), self.outputs)
-        ops.product(rows, buffer.forward, out) if bias is None else torch.addmm(bias, rows, buffer.forward, out=out)
+        if bias is None:
+            ops.product(rows, buffer.forward, out, added)
+            return out
+        torch.addmm(bias, rows, buffer.forward, out=out)
         return out if added is None else out.add_(added)
 
     def _share(self, read: Input, a_turned: torch.Tensor) -> torch.Tensor:

@@ -35,21 +35,8 @@ class Step:
     """Where layers' inputs are between forward and backward pass."""
     weights: Weights | None
     """Those in host memory, which are brought before a layer runs."""
-    last: int
-    """Index of the last layer."""
     given: Given | None = None
     """What the layer behind has handed on in this backward pass."""
-    pending: torch.Tensor | None = None
-    """What is still to be added to the result [T, K] of the layer before: the norm that reads it next adds without a pass of its own."""
-
-    def left_to_next(self, index: int, added: torch.Tensor) -> torch.Tensor | None:
-        """`added`, if the layer behind `index` can add it: there is one, and its input does not leave for host memory before."""
-        return None if index == self.last or index + 1 in self.inputs.away else added
-
-    def take_pending(self) -> torch.Tensor | None:
-        """`pending`, which whoever takes it adds."""
-        pending, self.pending = self.pending, None
-        return pending
 
     def bring(self, index: int, ahead: int) -> None:
         """See to it that layer `index` has its weights; the next to run is the one after it, or (`ahead` -1) before it."""
