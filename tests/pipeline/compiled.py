@@ -110,9 +110,11 @@ def of_weights() -> None:
     for nested in (False, True):
         for columns in (512, 688):
             buffer = Buffer(torch.empty(264 * (columns + 8)).bfloat16(), 256, columns, 8, True)
-            product_kernels.fill(addresses, buffer.base, buffer, [256], [8], [0.5], nested, wide=nested, paired=False)
-            product_kernels.fill(addresses, None, buffer, [128, 64, 64], [4, 0, 4], [0.5, 0.0, 0.5], nested, wide=nested, paired=False)
-            product_kernels.fill(addresses, buffer.base, buffer, [128, 128], [4, 4], [0.5, 0.5], nested, wide=nested, paired=True)
+            product_kernels.fill(addresses, buffer, [256], [8], [0.5], nested, wide=nested, paired=False)
+            product_kernels.fill(addresses, buffer, [128, 128], [4, 4], [0.5, 0.5], nested, wide=nested, paired=True)
+        for paired, sizes in ((False, [128, 64, 64]), (True, [128, 128])):
+            members = sizes, [4, 0, 4][: len(sizes)], [0.5, 0.0, 0.5][: len(sizes)]
+            product_kernels.fill_adapters(addresses[None], addresses, buffer, *members, wide=paired, paired=paired)
 
 
 def main(capability: int) -> None:

@@ -9,7 +9,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from test_fast_kernels import DEVICE, DTYPE, PAD, numbers, pytestmark  # noqa: F401  marks of this file too
 
 from tunestation.training.fast import nf4, product_kernels
-from tunestation.training.fast.weights import Buffer, Filling, Member
+from tunestation.training.fast.weights import Buffer, Filling, Member, Together
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -63,6 +63,29 @@ def test_the_same_launch_again_writes_what_is_there_by_then_and_others_are_read_
             assert torch.equal(one.forward, other.forward)
             assert torch.equal(one.backward, other.backward)
     assert len(one.launches) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("paired", [False, True])
+def test_adapters_of_several_layers_are_written_together_as_one_by_one(paired):
+    """Those that are not alike in launches of their own."""
+    kinds = [(64, 64, 8), (64, 64, 8), (64, 32, 8) if not paired else (64, 64, 4)]
+    fillings = [Filling([Member(layer(size, 192, rank, True)) for size in sizes], True, paired) for *sizes, rank in kinds]
+    every = [[Buffer(torch.zeros(Buffer.numbers(*each.shape), dtype=DTYPE, device=DEVICE), *each.shape) for each in fillings] for _ in "12"]
+    for filling in fillings:
+        filling.possible = lambda *_: True  # the interpreter's numbers are on a CPU
+    groups = Together.of(list(zip(fillings, every[0], strict=True)))
+    assert [len(group.fillings) for group in groups] == [2, 1]
+    for change in (lambda a: None, lambda a: a.neg_(), lambda a: setattr(a, "data", a.data * 2), lambda a: None):
+        for filling, one in zip(fillings, every[1], strict=True):
+            change(filling.members[1].adapter[1])
+            filling.known = False
+            filling._singly(one, False)
+        for group in groups:
+            group()
+        for one, other in zip(*every, strict=True):
+            assert torch.equal(one.forward, other.forward) and torch.equal(one.backward, other.backward)
+            assert one.b.abs().sum() > 0
 
 
 def layer(outputs, inputs, rank, nested):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_fast_step import adapted, choice, documents, equal, learned
 
 from tunestation.training import fast as package
@@ -11,7 +12,7 @@ from tunestation.training.fast import weights
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.launches import Repeatable
 from tunestation.training.fast.model import Fast
-from tunestation.training.fast.weights import Filling
+from tunestation.training.fast.weights import Filling, Together
 
 
 @pytest.mark.parametrize("wrong", [True, False], ids=["the base weights", "adapters alone"])
@@ -24,7 +25,7 @@ def test_a_launch_that_writes_other_weights_is_refused_however_often_it_is_tried
     plain, model, rows = adapted("nf4").train(), adapted("nf4").train(), lay(documents())
     Fast.over(plain)
     expected = learned(plain, rows)
-    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "possible", lambda *_: True)
     monkeypatch.setattr(Filling, "_at_once", broken)
     fast = Fast.over(model)
     for dense in (0, 2):
@@ -42,7 +43,7 @@ def test_a_launch_that_is_right_but_not_when_it_is_made_again_is_refused(monkeyp
             filling._singly(buffer, base)
         seen.add(buffer)
 
-    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "possible", lambda *_: True)
     monkeypatch.setattr(Filling, "_at_once", once)
     fast = Fast.over(adapted("nf4").train())
     fast.keep(choice([Keep.ALL] * 3, 0))
@@ -52,30 +53,64 @@ def test_a_launch_that_is_right_but_not_when_it_is_made_again_is_refused(monkeyp
 
 def test_a_launch_that_writes_the_same_is_used(monkeypatch, capsys):
     used = []
-    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "possible", lambda *_: True)
     monkeypatch.setattr(Filling, "_at_once", lambda filling, buffer, base: (used.append(base), filling._singly(buffer, base)))
     model = adapted("nf4").train()
     fast = Fast.over(model)
-    fast.keep(choice([Keep.ALL] * 3, 1))
+    fast.keep(choice([Keep.ALL] * 3, 0))
+    assert set(used) == {True, False}
     used.clear()
     learned(model, lay(documents()))
     assert capsys.readouterr().out == ""
-    assert set(used) == {True, False}
+    assert True in used
+
+
+@pytest.mark.parametrize("level", [Keep.MORE, Keep.INPUT])
+def test_adapters_of_layers_that_are_held_ready_are_written_together_once_in_a_micro_batch(level, monkeypatch):
+    """Also where a layer is computed again, and after they have learned."""
+    groups, alone = [], []
+
+    @torch.no_grad()
+    def together(group):
+        groups.append(group)
+        for filling, buffer in zip(group.fillings, group.buffers, strict=True):
+            filling._singly(buffer, False)
+
+    plain, model, rows = adapted("nf4").train(), adapted("nf4").train(), lay(documents())
+    Fast.over(plain)
+    monkeypatch.setattr(Filling, "possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "_at_once", lambda filling, buffer, base: (alone.append(filling), filling._singly(buffer, base)))
+    monkeypatch.setattr(Together, "__call__", together)
+    fast = Fast.over(model)
+    fast.keep(choice([level] * 3, 2))
+    for _ in range(2):
+        groups.clear(), alone.clear()
+        equal([learned(model, rows)], [learned(plain, rows)])
+        assert groups == fast.together and [len(group.fillings) for group in groups] == [2] * 4
+        mine = [projection.filling for layer in fast.layers for projection in layer.projections]
+        assert set(alone) & set(mine) == set(mine[-4:])
+        for each in (*plain.parameters(), *model.parameters()):
+            if each.requires_grad:
+                each.data.mul_(1.5)
 
 
 def test_weights_are_looked_up_once_in_a_micro_batch_and_found_where_others_have_moved_them(monkeypatch):
     asked, found, ask = [], [], weights._addresses
     monkeypatch.setattr(weights, "_addresses", lambda member, four_bit: asked.append(member) or ask(member, four_bit))
-    monkeypatch.setattr(Filling, "_possible", lambda *_: True)
+    monkeypatch.setattr(Filling, "possible", lambda *_: True)
 
-    def fill(table, _base, buffer, *_):
+    def fill(table, buffer, *_):
         def again():
             buffer.a.zero_(), buffer.b.zero_(), found.append(table.tolist())
 
         again()
         return again
 
-    monkeypatch.setattr(package, "product_kernels", SimpleNamespace(fill=fill), raising=False)
+    def fill_adapters(tables, _targets, buffer, *_):
+        return fill(tables[0], buffer)
+
+    made = SimpleNamespace(fill=fill, fill_adapters=fill_adapters)
+    monkeypatch.setattr(package, "product_kernels", made, raising=False)
     model = adapted("nf4").train()
     fast = Fast.over(model)
     for layer in fast.layers:

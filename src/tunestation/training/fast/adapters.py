@@ -36,9 +36,8 @@ class Layout:
         all_a = [(sum(each.ranks), each.columns) for each in projections]
         self.shapes = [*all_a, *(pair for each in projections for pair in zip(each.sizes, each.ranks, strict=True) if pair[1])]
         self.sizes = [rows * columns for rows, columns in self.shapes]
-        self.first_b, self.numbers = sum(self.sizes[: len(all_a)]), sum(self.sizes)
-        """Where the first B begins, and how many numbers there are."""
-        self.scales = [member.scale for member in self.members]
+        self.numbers = sum(self.sizes)
+        """How many there are."""
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -55,13 +54,6 @@ class Layout:
         """Views of `flat` [numbers], in the order of `weights`."""
         parts = zip(self.parts(flat), self.ranks, strict=True)
         return [view for part, ranks in parts for pair in zip(part.a.split(ranks), part.b, strict=True) for view in pair]
-
-    def scale(self, flat: torch.Tensor) -> None:
-        """Gradients of sB in `flat` become those of B."""
-        if len(set(self.scales)) == 1:
-            flat[self.first_b :].mul_(self.scales[0])
-        elif self.scales:
-            torch._foreach_mul_([b for part in self.parts(flat) for b in part.b], self.scales)
 
     @property
     def joinable(self) -> bool:

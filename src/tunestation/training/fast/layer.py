@@ -54,7 +54,7 @@ class Layer:
         if self.joined:
             self.joined.refresh()
         for projection in self.projections:
-            projection.filling.known = False
+            projection.filling.known = projection.filling.written = False
 
     def __call__(self, h: torch.Tensor, step: Step) -> torch.Tensor:
         """h [T, K] -> [T, K]."""
@@ -137,11 +137,11 @@ class Layer:
 
     def backward(self, h: torch.Tensor, kept: Kept, step: Step, d_out: torch.Tensor, wanted: bool) -> tuple:
         """(dh or None, gradients of `adapters`)."""
-        flat = h.new_empty(self.layout.numbers)
+        narrow = all(weight.dtype == h.dtype for weight in self.adapters)
+        flat = h.new_empty(self.layout.numbers, dtype=h.dtype if narrow else torch.float32)
         qkv, o, gate_up, down = self.layout.parts(flat)
         d_middle = self._backward_mlp(kept, step, self._given(step, d_out), gate_up, down)
         dh = self._backward_attention(h, kept, step, d_middle, wanted, qkv, o)
-        self.layout.scale(flat)
         found = [flat] if self.joined else self.layout.views(flat)
         return dh, [gradient.to(weight.dtype) for gradient, weight in zip(found, self.adapters, strict=True)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -24,7 +24,7 @@ from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.layer import Layer
 from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
-from tunestation.training.fast.weights import Member, Scratch
+from tunestation.training.fast.weights import Member, Scratch, Together
 
 MANY = 1024
 """Rows of logits."""
@@ -78,6 +78,8 @@ class Fast:
     """Whether the loss is QuACK's."""
     in_order: bool = False
     """Whether attention's gradients are summed in one order on a GPU too."""
+    together: list[Together] = field(default_factory=list)
+    """What writes adapters of all layers to weights that are held ready."""
 
     @classmethod
     def over(cls, adapted: nn.Module, host: memory.Host = memory.ALL_THERE, device: torch.device | None = None) -> Fast:
@@ -156,9 +158,16 @@ class Fast:
         return embedding(input_ids)
 
     def look_up(self) -> None:
-        """Others may have put tensors in the place of weights. Before memory is counted, too: DeepSpeed leaves copies of adapters."""
+        """A micro-batch begins: others may have put tensors in the place of weights, or other numbers in them.
+
+        Before memory is counted, too: DeepSpeed leaves copies of adapters.
+        """
         for layer in self.layers:
             layer.look_up()
+        for write in self.together:
+            write()
+            for filling in write.fillings:
+                filling.written = True
 
     def _seed(self) -> int | None:
         """Drawn from torch's generator on the host, which checkpoints keep."""
@@ -175,6 +184,7 @@ class Fast:
 
     def forget(self) -> None:
         """Give back weights held ready and the buffer for others; what waits in host memory comes back."""
+        self.together = []
         self.waiting.become(replace(self.choice, host=memory.ALL_THERE))
         for layer in self.layers:
             for projection in layer.projections:
@@ -183,6 +193,7 @@ class Fast:
 
     def keep(self, choice: memory.Choice) -> None:
         """Hold in memory from now on what `choice` says."""
+        self.together = []
         self.waiting.become(choice)
         self.choice = choice
         like = self.model.model.norm.weight
@@ -197,3 +208,5 @@ class Fast:
             for projection in layer.projections:
                 projection.filling.at_once = at_once
                 projection.keep_weights(like if index < choice.dense else None)
+        projections = [projection for layer in self.layers for projection in layer.projections]
+        self.together = Together.of([(each.filling, each.ready) for each in projections if each.ready])

@@ -215,6 +215,14 @@ def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: tor
         out.add_(added)
 
 
+def outer(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, scale: float = 1.0) -> None:
+    """out [M, N] = scale * left [T, M]' @ right [T, N]; `out` may be fp32 where the others are not, and a GPU then rounds to that alone."""
+    if left.is_cuda:
+        torch.addmm(out, left.t(), right, out_dtype=out.dtype, beta=0, alpha=scale, out=out)
+    else:
+        out.copy_(torch.mm(left.t(), right).mul_(scale))
+
+
 def add_low_rank(
     y: torch.Tensor, tail: torch.Tensor, b: torch.Tensor, added: torch.Tensor | None = None, p: float = 0.0, seed: int = 0
 ) -> None:

@@ -130,24 +130,55 @@ def _fill(
         _fill_a(table, target, beyond - tiles, R0, R1, R2, K, FLOAT, BLOCK)
 
 
-def fill(table, base, buffer, sizes, ranks, scales, nested, wide, paired) -> Repeatable | None:
-    """Adapters to `buffer` and base weights to `base`, if it is given, in one launch, which can be made again; None if there is nothing.
-
-    `table` holds addresses as `weights` lays them.
-    """
-    a, b, outputs, rank = buffer.a, buffer.b, sum(sizes), sum(ranks)
+def fill(table, buffer, sizes, ranks, scales, nested, wide, paired) -> Repeatable:
+    """Base weights and adapters to `buffer` in one launch, which can be made again; `table` holds addresses as `weights` lays them."""
+    a, b, base, outputs, rank = buffer.a, buffer.b, buffer.base, sum(sizes), sum(ranks)
     columns = a.shape[1]
-    programs = 0 if base is None else outputs * columns // 4096
-    target = b if base is None else base
-    adapters = pieces(outputs, 32) + rank if rank else 0
-    if not programs + adapters:
-        return None
+    programs = outputs * columns // 4096
     return Repeatable(
-        _fill, programs + adapters,
-        table, target, target.stride(0), b, b.stride(0), a, a.stride(0), programs,
+        _fill, programs + _adapter_pieces(outputs, rank),
+        table, base, base.stride(0), b, b.stride(0), a, a.stride(0), programs,
         *_three(scales, 0.0), *_three(sizes, 0), *_three(ranks, 0), columns,
         NESTED=nested, FLOAT=tl.float32 if wide else tl.bfloat16, RANK=power_of_2(rank), PAIRED=paired, BLOCK=2048,
         num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def _adapter_pieces(outputs: int, rank: int) -> int:
+    return pieces(outputs, 32) + rank if rank else 0
+
+
+@triton.jit
+def _fill_adapters(
+    tables, entries, targets, b_row, a_row, programs, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr,
+    FLOAT: tl.constexpr, OUT: tl.constexpr, RANK: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """As `_fill` without base weights, for several buffers, `programs` each."""
+    buffer, program = tl.program_id(0) // programs, tl.program_id(0) % programs
+    table, tiles = tables + buffer * entries, (N0 + N1 + N2 + 31) // 32
+    if program < tiles:
+        b = tl.load(targets + buffer * 2).to(tl.pointer_type(OUT))
+        _fill_b(table, b, b_row, program, s0, s1, s2, N0, N1, N2, R0, R1, R2, FLOAT, RANK, PAIRED)
+    else:
+        a = tl.load(targets + buffer * 2 + 1).to(tl.pointer_type(OUT))
+        _fill_a(table, a + (program - tiles).to(tl.int64) * a_row, program - tiles, R0, R1, R2, K, FLOAT, BLOCK)
+
+
+def fill_adapters(tables, targets, like, sizes, ranks, scales, wide, paired) -> Repeatable | None:
+    """Adapters to several buffers that lie as `like`, in one launch, which can be made again; None if there are none.
+
+    For each buffer `tables` holds a table of addresses, and `targets` where its B and A are.
+    """
+    a, b, count = like.a, like.b, _adapter_pieces(sum(sizes), sum(ranks))
+    if not count:
+        return None
+    return Repeatable(
+        _fill_adapters, len(tables) * count,
+        tables, tables.shape[1], targets, b.stride(0), a.stride(0), count,
+        *_three(scales, 0.0), *_three(sizes, 0), *_three(ranks, 0), a.shape[1],
+        FLOAT=tl.float32 if wide else tl.bfloat16, OUT=tl.float32 if b.element_size() == 4 else tl.bfloat16, RANK=power_of_2(sum(ranks)),
+        PAIRED=paired, BLOCK=2048, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 

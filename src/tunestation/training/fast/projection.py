@@ -50,8 +50,8 @@ class Projection:
         """Weights held ready; in a backward pass also the adapters of this micro-batch's forward pass."""
         self.filling = Filling(self.members, self.BASE, paired)
         self.outputs, self.columns, self.rank, _ = self.filling.shape
-        self.adapted = [part for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
-        """Where outputs and ranks of adapted members lie among those of all."""
+        self.adapted = [(*part, member.scale) for part, member in zip(self.filling.parts, self.members, strict=True) if member.lora]
+        """Where outputs and ranks of adapted members lie among those of all, and the members' scales."""
         self.p = max(member.dropout for member in self.members)
 
     @property
@@ -192,20 +192,21 @@ class Projection:
         return dx
 
     def adapter_gradients(self, grads: torch.Tensor, x: torch.Tensor, tail: torch.Tensor, out: Part) -> None:
-        """To `out`, those of B still to be scaled; `grads` as `backward` left it, `x` [T, K] what they read, `tail` [T, R] their share."""
+        """To `out`; `grads` as `backward` left it, `x` [T, K] what they read, `tail` [T, R] their share."""
         if not self.rank:
             return
-        torch.mm(grads[:, self.outputs :].t(), x, out=out.a)
+        ops.outer(grads[:, self.outputs :], x, out.a)
         if self.paired:
             return self._gradients_in_turn(grads, tail, out)
-        for (outputs, ranks), b in zip(self.adapted, out.b, strict=True):
-            torch.mm(grads[:, outputs].t(), tail[:, ranks], out=b)
+        for (outputs, ranks, scale), b in zip(self.adapted, out.b, strict=True):
+            ops.outer(grads[:, outputs], tail[:, ranks], b, scale)
 
     def _gradients_in_turn(self, grads: torch.Tensor, tail: torch.Tensor, out: Part) -> None:
         """Those of all B by all ranks, of which half are wanted: a matrix library takes no columns that lie in turn."""
-        every = grads[:, : self.outputs].t() @ tail
-        for (outputs, ranks), b in zip(self.adapted, out.b, strict=True):
-            b.copy_(every[outputs, ranks])
+        every = out.a.new_empty(self.outputs, self.rank)
+        ops.outer(grads[:, : self.outputs], tail, every)
+        for (outputs, ranks, scale), b in zip(self.adapted, out.b, strict=True):
+            torch.mul(every[outputs, ranks], scale, out=b)
 
     def adapter_input(self, x: torch.Tensor, seed: int | None) -> torch.Tensor:
         """What adapters read of the input x [T, K]: itself, or with dropout."""
@@ -228,6 +229,6 @@ class Projection:
         Without `base` adapters alone are wanted.
         """
         buffer = self.ready or self.scratch.buffer(like, *self.filling.shape)
-        if refresh or not self.ready:
+        if not self.ready or (refresh and not self.filling.written):
             self.filling.fill(buffer, base=base and self.BASE and not self.ready)
         return buffer

@@ -75,8 +75,8 @@ class Buffer:
         self.a_turned = self.a.t()
         self.b: torch.Tensor
         """[N, R]: sB, block-diagonal."""
-        self.launches: dict[tuple[Filling, bool], tuple[Addresses, Repeatable | None]] = {}
-        """The last launch for each filling, with or without base weights, and the addresses that it reads."""
+        self.launches: dict[tuple[Filling, bool], Together | Whole] = {}
+        """Of each filling, with or without base weights."""
 
     @staticmethod
     def numbers(outputs: int, columns: int, rank: int, base: bool) -> int:
@@ -128,24 +128,32 @@ class Filling:
         self.addresses: Addresses | None = None
         self.known = False
         """Whether weights still are where they were, so that the host need not ask each of them."""
+        self.written = False
+        """Whether the buffer that is held ready has the present adapters already."""
         self.at_once = True
         """Whether one launch may write a buffer: what `agrees` has found."""
 
+    @property
+    def kind(self) -> tuple:
+        """What fillings have in common that one launch can write adapters for."""
+        wide = tuple(member.lora and member.adapter[0].dtype for member in self.members)
+        return self.shape, *map(tuple, (self.sizes, self.ranks, self.scales)), wide, self.paired
+
     def fill(self, buffer: Buffer, base: bool) -> None:
         """Write adapters, and with `base` the base weights too; on a GPU in one launch, for which small batches would wait else."""
-        if self.at_once and self._possible(buffer.b, base):
+        if self.at_once and self.possible(buffer.b, base):
             self._at_once(buffer, base)
         else:
             self._singly(buffer, base)
 
-    def _possible(self, like: torch.Tensor, base: bool) -> bool:
+    def possible(self, like: torch.Tensor, base: bool) -> bool:
         """Whether the kernel knows such weights."""
         return like.is_cuda and like.dtype == torch.bfloat16 and (not base or (self.four_bit and self.even))
 
     @torch.no_grad()
     def agrees(self, like: torch.Tensor) -> bool:
         """Whether one launch writes, on this GPU and with this compiler, what single copies write: all, and adapters alone."""
-        return all(self._agrees(like, base) for base in {self.base, False} if self._possible(like, base))
+        return all(self._agrees(like, base) for base in {self.base, False} if self.possible(like, base))
 
     def _agrees(self, like: torch.Tensor, base: bool) -> bool:
         flats = like.new_zeros(2, Buffer.numbers(*self.shape))
@@ -169,24 +177,19 @@ class Filling:
         return self.four_bit and self.members[0].base.weight.quant_state.nested
 
     def _at_once(self, buffer: Buffer, base: bool) -> None:
-        from tunestation.training.fast import product_kernels
+        if (self, base) not in buffer.launches:
+            buffer.launches[self, base] = Whole(self, buffer) if base else Together([self], [buffer])
+        buffer.launches[self, base]()
 
+    def look_up(self, device: torch.device) -> Addresses:
+        """Where weights are; the same object as long as that is the same."""
         if not self.known:
-            self._look_up(buffer.b.device)
-        found, launch = buffer.launches.get((self, base), (None, None))
-        if launch is not None and found is self.addresses:
-            return launch()
-        _, wide, table = self.addresses
-        members = self.sizes, self.ranks, self.scales
-        launch = product_kernels.fill(table, buffer.base if base else None, buffer, *members, self.nested, wide, self.paired)
-        buffer.launches[self, base] = self.addresses, launch
-
-    def _look_up(self, device: torch.device) -> None:
-        found = [address for member in self.members for address in _addresses(member, self.four_bit)]
-        wide = any(member.adapter[0].dtype == torch.float32 for member in self.members if member.lora)
-        if self.addresses is None or self.addresses[:2] != (found, wide):
-            self.addresses = Addresses(found, wide, torch.tensor(found, device=device))
-        self.known = True
+            found = [address for member in self.members for address in _addresses(member, self.four_bit)]
+            wide = any(member.adapter[0].dtype == torch.float32 for member in self.members if member.lora)
+            if self.addresses is None or self.addresses[:2] != (found, wide):
+                self.addresses = Addresses(found, wide, torch.tensor(found, device=device))
+            self.known = True
+        return self.addresses
 
     def _singly(self, buffer: Buffer, base: bool) -> None:
         if len(self.members) > 1:
@@ -198,6 +201,65 @@ class Filling:
                 a, b = member.adapter
                 buffer.a[ranks].copy_(a)
                 torch.mul(b, member.scale, out=buffer.b[outputs, ranks])
+
+
+class Whole:
+    """The launch that writes base weights and adapters of a filling to a buffer, made anew when weights lie elsewhere."""
+
+    def __init__(self, filling: Filling, buffer: Buffer):
+        self.filling, self.buffer = filling, buffer
+        self.found: Addresses | None = None
+        self.launch: Repeatable | None = None
+
+    def __call__(self) -> None:
+        filling = self.filling
+        found = filling.look_up(self.buffer.b.device)
+        if found is self.found:
+            return self.launch()
+        from tunestation.training.fast import product_kernels
+
+        members = filling.sizes, filling.ranks, filling.scales
+        self.launch = product_kernels.fill(found.table, self.buffer, *members, filling.nested, found.wide, filling.paired)
+        self.found = found
+
+
+class Together:
+    """The launch that writes the adapters of several layers' fillings, alike but for their weights, to a buffer each.
+
+    In a step of a small model a launch takes as long as what it writes.
+    """
+
+    def __init__(self, fillings: list[Filling], buffers: list[Buffer]):
+        self.fillings, self.buffers = fillings, buffers
+        self.found: list[Addresses] = []
+        self.launch: Repeatable | None = None
+
+    @staticmethod
+    def of(ready: list[tuple[Filling, Buffer]]) -> list[Together]:
+        """One for each kind of those that one launch may write."""
+        kinds: dict[tuple, Together] = {}
+        for filling, buffer in ready:
+            if filling.at_once and filling.possible(buffer.b, False):
+                group = kinds.setdefault(filling.kind, Together([], []))
+                group.fillings.append(filling)
+                group.buffers.append(buffer)
+        return list(kinds.values())
+
+    def __call__(self) -> None:
+        found = [filling.look_up(self.buffers[0].b.device) for filling in self.fillings]
+        if len(found) != len(self.found) or any(one is not other for one, other in zip(found, self.found, strict=True)):
+            self._begin(found)
+        elif self.launch is not None:
+            self.launch()
+
+    def _begin(self, found: list[Addresses]) -> None:
+        from tunestation.training.fast import product_kernels
+
+        first, like = self.fillings[0], self.buffers[0]
+        targets = torch.tensor([[buffer.b.data_ptr(), buffer.a.data_ptr()] for buffer in self.buffers], device=like.b.device)
+        tables, members = torch.stack([each.table for each in found]), (first.sizes, first.ranks, first.scales)
+        self.launch = product_kernels.fill_adapters(tables, targets, like, *members, found[0].wide, first.paired)
+        self.found = found
 
 
 def _slices(sizes: list[int]) -> list[slice]:
