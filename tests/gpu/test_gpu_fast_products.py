@@ -30,13 +30,18 @@ def nothing_known(monkeypatch):
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_way_gives_all_of_the_bits(size, turned, more):
-    """Also with something added, which is rounded with the sum."""
+    """Also with something added, which is rounded with the sum: of what is rounded twice a quarter would be others."""
     x, weight, out = arguments(*size, turned)
-    added = torch.randn(out.shape, device="cuda", dtype=out.dtype) if more else None
+    added = torch.randn(out.shape, device="cuda", dtype=out.dtype) * 64 if more else None
     known = products.ways((x, weight, out, added))
     assert len(known) > 3
-    wanted = torch.addmm(added, x, weight) if more else torch.mm(x, weight)
-    for way in known:
+    exact = x.double() @ weight.double() + (added.double() if more else 0)
+    assert known[0](x, weight, out, added)
+    wanted = out.clone()
+    assert (wanted == exact.to(out.dtype)).float().mean() > 0.98
+    if not more:
+        assert torch.equal(wanted, torch.mm(x, weight))
+    for way in known[1:]:
         out.fill_(float("nan"))
         assert way(x, weight, out, added)
         assert torch.equal(out, wanted)
