@@ -62,3 +62,16 @@ def test_training_clips_so_and_ends_with_the_same_bytes(station, train_as, stage
         made[function] = {name: digest for name, digest in sums(found).items() if name.startswith("checkpoints")}
     assert made["run"] == made["deepspeeds"] and made["run"]
     assert record(found)["observed"]["clipped"] == record(found)["facts"]["steps"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_deepspeeds_clock_waits_for_the_gpu_only_if_the_user_wants_it_to(station, train_as, asked):
+    train_as("clipped:run")
+    runtime = {"zero_stage": 2}
+    if asked:
+        (station.recipes / "clock.json").write_text('{"timers": {"throughput": {"enabled": true}}}')
+        runtime["deepspeed_config"] = "clock.json"
+    station.write(recipe(name="clock", runtime=runtime))
+    found = record(station.make("train", name="clock", force=True))
+    assert (found["observed"]["waited"] >= found["facts"]["steps"]) is asked
+    assert asked or not found["observed"]["waited"]

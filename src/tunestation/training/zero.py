@@ -38,6 +38,8 @@ def make(stage: int, offload: str, micro: int, accumulation: int, max_grad_norm:
         # torch's and bitsandbytes' optimizers have CPU kernels of their own; DeepSpeed's would need a compiler at run time
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        # it would have the host wait twice a step until the GPU has nothing left to do, and the GPU then for the host
+        "timers": {"throughput": {"enabled": False}},
     }
 
 
