@@ -37,6 +37,8 @@ class Case:
     documents: bool = False
     in_order: bool = False
     """Attention's gradients are summed in one order."""
+    more: int = 1
+    """Times as many steps, before and among those that are measured: where they are short, ways of products take turns for longer."""
 
 
 CASES = {
@@ -54,8 +56,9 @@ CASES = {
         Case("E", base="fp8"),
         Case("F", documents=True),
         Case("FE", base="fp8", documents=True),
-        Case("G", shape="internlm2-1.8b"),
-        Case("GE", shape="internlm2-1.8b", base="fp8"),
+        Case("G", shape="internlm2-1.8b", more=3),
+        Case("G-order", shape="internlm2-1.8b", more=3, in_order=True),
+        Case("GE", shape="internlm2-1.8b", base="fp8", more=3),
         Case("H", dropout=0.1),
         Case("24", sequences=4, gib=23.0, capped=True),
         Case("bf16", base="bf16"),

@@ -87,7 +87,7 @@ def step_of(name: str, shape: str | None) -> Callable[[], object]:
 def main(name: str, shape: str | None, out: Path) -> None:
     """Print the parts, from the longest."""
     rates, step, found = limits(), step_of(name, shape), defaultdict(list)
-    for _ in range(2 * WARM):
+    for _ in range(3 * WARM):
         step()
     clock = Clock()
     with timed(found):

@@ -58,7 +58,7 @@ def attempt(module: ModuleType, case: Case, setting: Setting, steps: int, warm: 
     try:
         model = module.model(case)
         with capped(case.gib if case.capped else None):
-            return share(module.measure(case, setting, model, steps, warm), case, rates)
+            return share(module.measure(case, setting, model, steps * case.more, warm * case.more), case, rates)
     except Exception as error:  # whatever it is, the other settings' rows are wanted
         return {"failed": failure(error)}
 

@@ -202,7 +202,7 @@ def measure_of(case: Case, models: Models, steps: int, warm: int, profile: bool)
     """The row of one case. Nothing here outlives it: the next case's model finds the memory free."""
     model, fast = models.of(case)
     with capped(case.gib if case.capped else None):
-        return measure(case, model, fast, steps, warm, profile)
+        return measure(case, model, fast, steps * case.more, warm * case.more, profile)
 
 
 def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> None:

@@ -12,11 +12,12 @@ sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
 from apart import apart
 from bitsandbytes.functional import dequantize_4bit
-from test_fast_step import adapted, choice, documents, learned
+from test_fast_step import adapted, choice, documents, learned, widened
 from unwaited import nothing_waits
 
 from tunestation.training import clipping
 from tunestation.training.batches import Collate, lay
+from tunestation.training.fast import ops
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
@@ -89,6 +90,25 @@ def test_it_learns_what_transformers_and_peft_learn(base, lengths):
         after = learned(model, batch_on_gpu(rows))
         assert after[0] == pytest.approx(before[0], rel=3e-2)
         assert max(errors(before, after).values()) < 3e-2
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16])
+def test_sums_over_tokens_are_scaled_and_rounded_once(wide):
+    torch.manual_seed(0)
+    left, right = (torch.randn(4096, columns + 8, device="cuda", dtype=torch.bfloat16)[:, 8:] for columns in (192, 64))
+    out, exact = torch.empty(192, 64, device="cuda", dtype=wide), 0.3 * left.double().t() @ right.double()
+    ops.outer(left, right, out, 0.3)
+    assert (out - exact).norm() < (1e-5 if wide == torch.float32 else 2e-3) * exact.norm()
+
+
+@pytest.mark.parametrize("keep", [Keep.MORE, Keep.ALL])
+def test_adapters_in_32_bits_over_16_learn_in_32_bits(keep):
+    model = widened(adapted("nf4")).cuda()
+    exact = learned(in_32_bits(model), batch_on_gpu(documents(), Collate(0)))
+    Fast.over(model).keep(choice([keep] * 3, 3))
+    found = learned(model, batch_on_gpu(documents()))
+    assert max(errors(exact, found).values()) < 3e-2
+    assert {grad.dtype for grad in found[1].values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])

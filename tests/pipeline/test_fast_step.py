@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tunestation.training import memory
 from tunestation.training.batches import Collate, lay
+from tunestation.training.fast import ops
 from tunestation.training.fast.dropping import draws, dropout
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
@@ -175,6 +176,33 @@ def test_in_16_bit_every_gradient_is_near_to_the_exact_one(family):
     exact = learned(copy.deepcopy(model).float(), Collate(0)(rows))
     stock_and_fast(model, rows)
     same(exact, learned(model, lay(rows)), 3e-2)
+
+
+def widened(model, wanted=lambda name: True):
+    """`model` with those adapters in 32 bits whose name is `wanted`."""
+    for name, weight in model.named_parameters():
+        if "lora_" in name and wanted(name):
+            weight.data = weight.data.float()
+    return model
+
+
+@pytest.mark.parametrize("wanted", ["lora_", "lora_B", "k_proj"])
+def test_adapters_in_32_bits_over_16_learn_in_32_bits_whichever_they_are(wanted):
+    model, rows = widened(adapted("bfloat16"), lambda name: wanted in name), documents()
+    exact = learned(copy.deepcopy(model).float(), Collate(0)(rows))
+    Fast.over(model)
+    found = learned(model, lay(rows))
+    same(exact, found, 3e-2)
+    assert all(grad.dtype == (torch.float32 if wanted in name else torch.bfloat16) for name, grad in found[1].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16])
+def test_sums_over_tokens_are_scaled(wide, dtype):
+    left, right = (torch.randn(50, columns).to(dtype) for columns in (6, 9))
+    out, exact = torch.empty(6, 9, dtype=wide), 0.3 * left.double().t() @ right.double()
+    ops.outer(left, right, out, 0.3)
+    assert error(exact, out) < (1e-6 if wide == dtype == torch.float32 else 5e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -75,14 +75,14 @@ def test_adapters_of_several_layers_are_written_together_as_one_by_one(paired):
     for filling in fillings:
         filling.possible = lambda *_: True  # the interpreter's numbers are on a CPU
     groups = Together.of(list(zip(fillings, every[0], strict=True)))
-    assert [len(group.fillings) for group in groups] == [2, 1]
+    assert [len(group.fillings) for group in groups] == [2, 1] and all(group.agrees() for group in groups)
     for change in (lambda a: None, lambda a: a.neg_(), lambda a: setattr(a, "data", a.data * 2), lambda a: None):
         for filling, one in zip(fillings, every[1], strict=True):
             change(filling.members[1].adapter[1])
             filling.known = False
             filling._singly(one, False)
         for group in groups:
-            group()
+            group.write()
         for one, other in zip(*every, strict=True):
             assert torch.equal(one.forward, other.forward) and torch.equal(one.backward, other.backward)
             assert one.b.abs().sum() > 0

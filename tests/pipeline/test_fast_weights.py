@@ -1,5 +1,7 @@
 """How weights get into the buffer that products read: a launch that writes something else than single copies is not used."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from tunestation.training.fast import weights
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.launches import Repeatable
 from tunestation.training.fast.model import Fast
-from tunestation.training.fast.weights import Filling, Together
+from tunestation.training.fast.weights import Buffer, Filling, Launch, Together
 
 
 @pytest.mark.parametrize("wrong", [True, False], ids=["the base weights", "adapters alone"])
@@ -69,29 +71,75 @@ def test_a_launch_that_writes_the_same_is_used(monkeypatch, capsys):
 def test_adapters_of_layers_that_are_held_ready_are_written_together_once_in_a_micro_batch(level, monkeypatch):
     """Also where a layer is computed again, and after they have learned."""
     groups, alone = [], []
-
-    @torch.no_grad()
-    def together(group):
-        groups.append(group)
-        for filling, buffer in zip(group.fillings, group.buffers, strict=True):
-            filling._singly(buffer, False)
-
     plain, model, rows = adapted("nf4").train(), adapted("nf4").train(), lay(documents())
     Fast.over(plain)
     monkeypatch.setattr(Filling, "possible", lambda *_: True)
     monkeypatch.setattr(Filling, "_at_once", lambda filling, buffer, base: (alone.append(filling), filling._singly(buffer, base)))
-    monkeypatch.setattr(Together, "__call__", together)
+    monkeypatch.setattr(Launch, "__call__", lambda launch, buffers: (groups.append(launch), written(launch, buffers)))
     fast = Fast.over(model)
     fast.keep(choice([level] * 3, 2))
     for _ in range(2):
         groups.clear(), alone.clear()
         equal([learned(model, rows)], [learned(plain, rows)])
-        assert groups == fast.together and [len(group.fillings) for group in groups] == [2] * 4
+        assert groups == [group.launch for group in fast.together] and [len(group.fillings) for group in groups] == [2] * 4
         mine = [projection.filling for layer in fast.layers for projection in layer.projections]
         assert set(alone) & set(mine) == set(mine[-4:])
         for each in (*plain.parameters(), *model.parameters()):
             if each.requires_grad:
                 each.data.mul_(1.5)
+
+
+@torch.no_grad()
+def written(launch, buffers):
+    """What a launch does."""
+    for filling, buffer in zip(launch.fillings, buffers, strict=True):
+        filling._singly(buffer, launch.base)
+
+
+def test_a_launch_for_all_layers_that_writes_other_adapters_is_not_used(monkeypatch):
+    def broken(launch, buffers):
+        written(launch, buffers)
+        if len(buffers) > 1:
+            buffers[1].a[0, 0] += 1
+
+    plain, model, rows = adapted("nf4").train(), adapted("nf4").train(), lay(documents())
+    Fast.over(plain)
+    expected = learned(plain, rows)
+    monkeypatch.setattr(Filling, "possible", lambda *_: True)
+    monkeypatch.setattr(Launch, "__call__", broken)
+    fast = Fast.over(model)
+    fast.keep(choice([Keep.ALL] * 3, 2))
+    assert fast.together == []
+    equal([learned(model, rows)], [expected])
+
+
+def test_weights_that_are_held_ready_no_longer_give_their_memory_back_at_once(monkeypatch):
+    """Not when Python next looks for what refers to itself."""
+    monkeypatch.setattr(Filling, "possible", lambda *_: True)
+    monkeypatch.setattr(package, "product_kernels", SimpleNamespace(fill=copies, fill_adapters=copies), raising=False)
+    for kind in (Filling, Together):
+        monkeypatch.setattr(kind, "agrees", lambda *_: True)
+    model = adapted("nf4").train()
+    fast = Fast.over(model)
+    gc.collect()
+    gc.disable()
+    try:
+        fast.keep(choice([Keep.ALL] * 3, 3))
+        assert len(fast.together) == 4
+        learned(model, lay(documents()))
+        ready = [weakref.ref(projection.ready.a) for layer in fast.layers for projection in layer.projections]
+        assert len(ready) == 12 and all(each() is not None for each in ready)
+        fast.forget()
+        assert not any(each() is not None for each in ready)
+    finally:
+        gc.enable()
+
+
+def copies(*given):
+    """A launch that writes nothing; it holds tensors of the buffer, as one that is made again does."""
+    (buffer,) = (each for each in given if isinstance(each, Buffer))
+    held = buffer.a, buffer.b
+    return lambda: held and None
 
 
 def test_weights_are_looked_up_once_in_a_micro_batch_and_found_where_others_have_moved_them(monkeypatch):

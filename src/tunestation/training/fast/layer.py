@@ -142,6 +142,7 @@ class Layer:
         qkv, o, gate_up, down = self.layout.parts(flat)
         d_middle = self._backward_mlp(kept, step, self._given(step, d_out), gate_up, down)
         dh = self._backward_attention(h, kept, step, d_middle, wanted, qkv, o)
+        step.beside.join()
         found = [flat] if self.joined else self.layout.views(flat)
         return dh, [gradient.to(weight.dtype) for gradient, weight in zip(found, self.adapters, strict=True)]
 
@@ -160,7 +161,7 @@ class Layer:
         grads, eight, x = self._backward_gate(kept, given, seed_down)
         kept.gate_up = None
         x = kept.x_down if x is None else self.down.adapter_input(x, seed_down)
-        self.down.adapter_gradients(given.rows, x, kept.tail_down, out_down)
+        self._learn(step, self.down, given.rows, x, kept.tail_down, out_down)
         kept.x_down = kept.tail_down = x = None
         dx = self.gate_up.backward(grads, seed, eight)
         del eight
@@ -169,8 +170,15 @@ class Layer:
         d_out, result = given.rows[:, : self.down.outputs], d_middle.rows[:, : self.o.outputs]
         _denormalise(self.block.norm2, dx, kept.middle, result, d_out, d_middle.eight, made)
         x = self.gate_up.adapter_input(dx, seed) if made else kept.x_gate_up
-        self.gate_up.adapter_gradients(grads, x, kept.tail_gate_up, out_gate_up)
+        self._learn(step, self.gate_up, grads, x, kept.tail_gate_up, out_gate_up)
         return d_middle
+
+    def _learn(self, step: Step, projection: Projection, *given: object) -> None:
+        """Gradients of the projection's adapters: beside the rest where what they read is kept anyway, and so takes no memory for longer."""
+        if self.keep is Keep.MORE:
+            step.beside.run(projection.adapter_gradients, *given)
+        else:
+            projection.adapter_gradients(*given)
 
     def _backward_gate(self, kept: Kept, given: Given, seed: int | None) -> tuple:
         """(rows that the backward pass of gate and up reads, also in 8 bits, what the last projection read if it is made again)."""
@@ -191,7 +199,7 @@ class Layer:
         d_middle, seed_o = given.rows, self.seeds(step)[1]
         d_attention = self.o.backward(d_middle, seed_o, given.eight)
         result = kept.attention.result
-        self.o.adapter_gradients(d_middle, self.o.adapter_input(result.flatten(1), seed_o), kept.tail_o, out_o)
+        self._learn(step, self.o, d_middle, self.o.adapter_input(result.flatten(1), seed_o), kept.tail_o, out_o)
         grads = self.qkv.gradient(h)
         places = self.heads.of(grads[:, : self.qkv.outputs]) if self.qkv.direct else None
         turned = kept.attention.gradients(d_attention.view(result.shape), places)

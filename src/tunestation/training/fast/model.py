@@ -15,6 +15,7 @@ from tunestation.training import memory
 from tunestation.training.fast import flash, gated, nf4, quack_loss
 from tunestation.training.fast.adapters import Joined
 from tunestation.training.fast.attention import ByTorch, Documents
+from tunestation.training.fast.beside import Beside
 from tunestation.training.fast.block import Block, Norm, unknown
 from tunestation.training.fast.flash import Flash
 from tunestation.training.fast.float8 import Float8Linear, Float8Projection
@@ -78,6 +79,8 @@ class Fast:
     """Whether the loss is QuACK's."""
     in_order: bool = False
     """Whether attention's gradients are summed in one order on a GPU too."""
+    beside: Beside = field(default_factory=Beside)
+    """Where adapters' gradients are made, if memory is free."""
     together: list[Together] = field(default_factory=list)
     """What writes adapters of all layers to weights that are held ready."""
 
@@ -141,9 +144,11 @@ class Fast:
         half = cos.shape[-1] // 2
         documents = Documents(cu_seqlens, longest, input_ids.shape[1], self.in_order)
         inputs = self.waiting.inputs if torch.is_grad_enabled() else Inputs()
-        step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed(), inputs, self.waiting.weights)
+        step = Step(documents, cos[0, :, :half], sin[0, :, :half], self._seed(), inputs, self.waiting.weights, self.beside)
         h = h[0]
         self.look_up()
+        for group in self.together:
+            group.write()
         for layer in self.layers:
             h = layer(h, step)
         head = self.model.lm_head.weight
@@ -158,16 +163,9 @@ class Fast:
         return embedding(input_ids)
 
     def look_up(self) -> None:
-        """A micro-batch begins: others may have put tensors in the place of weights, or other numbers in them.
-
-        Before memory is counted, too: DeepSpeed leaves copies of adapters.
-        """
+        """Others may have put tensors in the place of weights. Before memory is counted, too: DeepSpeed leaves copies of adapters."""
         for layer in self.layers:
             layer.look_up()
-        for write in self.together:
-            write()
-            for filling in write.fillings:
-                filling.written = True
 
     def _seed(self) -> int | None:
         """Drawn from torch's generator on the host, which checkpoints keep."""
@@ -209,4 +207,5 @@ class Fast:
                 projection.filling.at_once = at_once
                 projection.keep_weights(like if index < choice.dense else None)
         projections = [projection for layer in self.layers for projection in layer.projections]
-        self.together = Together.of([(each.filling, each.ready) for each in projections if each.ready])
+        together = Together.of([(each.filling, each.ready) for each in projections if each.ready])
+        self.together = [group for group in together if group.agrees()]  # others are written layer by layer

@@ -150,18 +150,18 @@ def _adapter_pieces(outputs: int, rank: int) -> int:
 
 @triton.jit
 def _fill_adapters(
-    tables, entries, targets, b_row, a_row, programs, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    tables, entries, targets, like, b_row, a_row, programs, s0, s1, s2, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, K: tl.constexpr,
-    FLOAT: tl.constexpr, OUT: tl.constexpr, RANK: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
+    FLOAT: tl.constexpr, RANK: tl.constexpr, PAIRED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """As `_fill` without base weights, for several buffers, `programs` each."""
+    """As `_fill` without base weights, for several buffers of the type of `like`, `programs` each."""
     buffer, program = tl.program_id(0) // programs, tl.program_id(0) % programs
     table, tiles = tables + buffer * entries, (N0 + N1 + N2 + 31) // 32
     if program < tiles:
-        b = tl.load(targets + buffer * 2).to(tl.pointer_type(OUT))
+        b = tl.load(targets + buffer * 2).to(tl.pointer_type(like.dtype.element_ty))
         _fill_b(table, b, b_row, program, s0, s1, s2, N0, N1, N2, R0, R1, R2, FLOAT, RANK, PAIRED)
     else:
-        a = tl.load(targets + buffer * 2 + 1).to(tl.pointer_type(OUT))
+        a = tl.load(targets + buffer * 2 + 1).to(tl.pointer_type(like.dtype.element_ty))
         _fill_a(table, a + (program - tiles).to(tl.int64) * a_row, program - tiles, R0, R1, R2, K, FLOAT, BLOCK)
 
 
@@ -175,10 +175,10 @@ def fill_adapters(tables, targets, like, sizes, ranks, scales, wide, paired) -> 
         return None
     return Repeatable(
         _fill_adapters, len(tables) * count,
-        tables, tables.shape[1], targets, b.stride(0), a.stride(0), count,
+        tables, tables.shape[1], targets, b, b.stride(0), a.stride(0), count,
         *_three(scales, 0.0), *_three(sizes, 0), *_three(ranks, 0), a.shape[1],
-        FLOAT=tl.float32 if wide else tl.bfloat16, OUT=tl.float32 if b.element_size() == 4 else tl.bfloat16, RANK=power_of_2(sum(ranks)),
-        PAIRED=paired, BLOCK=2048, num_warps=4, enable_fp_fusion=False,
+        FLOAT=tl.float32 if wide else tl.bfloat16, RANK=power_of_2(sum(ranks)), PAIRED=paired, BLOCK=2048,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 

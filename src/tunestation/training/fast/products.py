@@ -95,6 +95,8 @@ def alike(arguments: Arguments, known: list[Way]) -> list[Way] | None:
     """Those of `known` that give the bits of the first; None if these numbers cannot tell."""
     rows = slice(None, None, -(-arguments[0].size(0) // SAMPLE))
     found = arguments[2][rows].view(torch.int16 if arguments[2].element_size() == 2 else torch.int32)  # bits, whatever the numbers are
+    x, weight, out, *added = arguments
+    arguments = x, weight, out, *(each if each is None else torch.zeros_like(each) for each in added)  # it would hide them
     if not known[0](*arguments) or found.any(1).sum() < min(TELLING, len(found)):
         return None
     wanted = found.clone()
@@ -145,13 +147,12 @@ class Search:
 
     def _timed(self, arguments: Arguments) -> bool:
         turn, watch = self._turn(), self.watch()
-        done = self.ways[turn](*arguments)
-        watch.stop()
-        if done:
+        if self.ways[turn](*arguments):
+            watch.stop()
             self.running.append((turn, arguments[0].size(0), watch))
-        else:  # not with this T
-            self._begin([way for way in self.ways if way is not self.ways[turn]])
-        return done
+            return True
+        self._begin([way for way in self.ways if way is not self.ways[turn]])  # not with this T
+        return self(*arguments)
 
     def _compare(self, arguments: Arguments) -> None:
         found = alike(arguments, self.ways)

@@ -203,7 +203,7 @@ class Projection:
 
     def _gradients_in_turn(self, grads: torch.Tensor, tail: torch.Tensor, out: Part) -> None:
         """Those of all B by all ranks, of which half are wanted: a matrix library takes no columns that lie in turn."""
-        every = out.a.new_empty(self.outputs, self.rank)
+        every = out.a.new_empty(self.outputs, self.rank, dtype=torch.float32)  # so that what is scaled is not rounded before
         ops.outer(grads[:, : self.outputs], tail, every)
         for (outputs, ranks, scale), b in zip(self.adapted, out.b, strict=True):
             torch.mul(every[outputs, ranks], scale, out=b)

@@ -8,6 +8,7 @@ import torch
 
 from tunestation.training.fast import ops
 from tunestation.training.fast.attention import Documents
+from tunestation.training.fast.beside import Beside
 from tunestation.training.fast.host import Inputs, Weights
 
 
@@ -35,6 +36,8 @@ class Step:
     """Where layers' inputs are between forward and backward pass."""
     weights: Weights | None
     """Those in host memory, which are brought before a layer runs."""
+    beside: Beside
+    """Where adapters' gradients are made, if memory is free."""
     given: Given | None = None
     """What the layer behind has handed on in this backward pass."""
 

@@ -1,4 +1,4 @@
-"""What the products of a projection read: base weights and adapters, written into one buffer in one launch."""
+"""What the products of a projection read: base weights and adapters, written into a buffer in one launch, or adapters of all layers."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Buffer:
         self.a_turned = self.a.t()
         self.b: torch.Tensor
         """[N, R]: sB, block-diagonal."""
-        self.launches: dict[tuple[Filling, bool], Together | Whole] = {}
-        """Of each filling, with or without base weights."""
+        self.launches: dict[tuple[Filling, bool], Launch] = {}
+        """What writes here, for each filling, with or without base weights."""
 
     @staticmethod
     def numbers(outputs: int, columns: int, rank: int, base: bool) -> int:
@@ -178,8 +178,8 @@ class Filling:
 
     def _at_once(self, buffer: Buffer, base: bool) -> None:
         if (self, base) not in buffer.launches:
-            buffer.launches[self, base] = Whole(self, buffer) if base else Together([self], [buffer])
-        buffer.launches[self, base]()
+            buffer.launches[self, base] = Launch([self], base)
+        buffer.launches[self, base]([buffer])
 
     def look_up(self, device: torch.device) -> Addresses:
         """Where weights are; the same object as long as that is the same."""
@@ -203,36 +203,46 @@ class Filling:
                 torch.mul(b, member.scale, out=buffer.b[outputs, ranks])
 
 
-class Whole:
-    """The launch that writes base weights and adapters of a filling to a buffer, made anew when weights lie elsewhere."""
+class Launch:
+    """Writes the adapters of fillings that are alike but for their weights to a buffer each, or with `base` all of a single one.
 
-    def __init__(self, filling: Filling, buffer: Buffer):
-        self.filling, self.buffer = filling, buffer
-        self.found: Addresses | None = None
-        self.launch: Repeatable | None = None
+    It is made again as it was as long as weights lie where they lay, and is called with the same buffers each time. It does not hold
+    them: a buffer holds its launches, and whoever lets go of it wants its memory at once.
+    """
 
-    def __call__(self) -> None:
-        filling = self.filling
-        found = filling.look_up(self.buffer.b.device)
-        if found is self.found:
-            return self.launch()
+    def __init__(self, fillings: list[Filling], base: bool):
+        self.fillings, self.base = fillings, base
+        self.found: list[Addresses] = []
+        self.again: Repeatable | None = None
+
+    def __call__(self, buffers: list[Buffer]) -> None:
+        found = [filling.look_up(buffers[0].b.device) for filling in self.fillings]
+        if len(found) != len(self.found) or any(one is not other for one, other in zip(found, self.found, strict=True)):
+            self.again, self.found = self._made(found, buffers), found
+        elif self.again is not None:
+            self.again()
+
+    def _made(self, found: list[Addresses], buffers: list[Buffer]) -> Repeatable | None:
         from tunestation.training.fast import product_kernels
 
-        members = filling.sizes, filling.ranks, filling.scales
-        self.launch = product_kernels.fill(found.table, self.buffer, *members, filling.nested, found.wide, filling.paired)
-        self.found = found
+        (first, *_), (_, wide, table), like = self.fillings, found[0], buffers[0]
+        members = first.sizes, first.ranks, first.scales
+        if self.base:
+            return product_kernels.fill(table, like, *members, first.nested, wide, first.paired)
+        targets = torch.tensor([[buffer.b.data_ptr(), buffer.a.data_ptr()] for buffer in buffers], device=like.b.device)
+        return product_kernels.fill_adapters(torch.stack([each.table for each in found]), targets, like, *members, wide, first.paired)
 
 
 class Together:
-    """The launch that writes the adapters of several layers' fillings, alike but for their weights, to a buffer each.
+    """The adapters of all layers' fillings that are held ready and alike, written in one launch at the beginning of a micro-batch.
 
     In a step of a small model a launch takes as long as what it writes.
     """
 
-    def __init__(self, fillings: list[Filling], buffers: list[Buffer]):
-        self.fillings, self.buffers = fillings, buffers
-        self.found: list[Addresses] = []
-        self.launch: Repeatable | None = None
+    def __init__(self) -> None:
+        self.fillings: list[Filling] = []
+        self.buffers: list[Buffer] = []
+        self.launch = Launch(self.fillings, base=False)
 
     @staticmethod
     def of(ready: list[tuple[Filling, Buffer]]) -> list[Together]:
@@ -240,26 +250,30 @@ class Together:
         kinds: dict[tuple, Together] = {}
         for filling, buffer in ready:
             if filling.at_once and filling.possible(buffer.b, False):
-                group = kinds.setdefault(filling.kind, Together([], []))
+                group = kinds.setdefault(filling.kind, Together())
                 group.fillings.append(filling)
                 group.buffers.append(buffer)
         return list(kinds.values())
 
-    def __call__(self) -> None:
-        found = [filling.look_up(self.buffers[0].b.device) for filling in self.fillings]
-        if len(found) != len(self.found) or any(one is not other for one, other in zip(found, self.found, strict=True)):
-            self._begin(found)
-        elif self.launch is not None:
-            self.launch()
+    @torch.no_grad()
+    def agrees(self) -> bool:
+        """Whether it writes, on this GPU and with this compiler, what single copies write."""
+        self.launch(self.buffers)
+        return all(map(_has_adapters, self.fillings, self.buffers))
 
-    def _begin(self, found: list[Addresses]) -> None:
-        from tunestation.training.fast import product_kernels
+    def write(self) -> None:
+        """The present adapters to all buffers."""
+        self.launch(self.buffers)
+        for filling in self.fillings:
+            filling.written = True
 
-        first, like = self.fillings[0], self.buffers[0]
-        targets = torch.tensor([[buffer.b.data_ptr(), buffer.a.data_ptr()] for buffer in self.buffers], device=like.b.device)
-        tables, members = torch.stack([each.table for each in found]), (first.sizes, first.ranks, first.scales)
-        self.launch = product_kernels.fill_adapters(tables, targets, like, *members, found[0].wide, first.paired)
-        self.found = found
+
+def _has_adapters(filling: Filling, buffer: Buffer) -> bool:
+    """Whether `buffer` holds what single copies write."""
+    shape = *filling.shape[:3], False
+    wanted = Buffer(buffer.b.new_zeros(Buffer.numbers(*shape)), *shape)
+    filling._singly(wanted, False)
+    return torch.equal(buffer.a, wanted.a) and torch.equal(buffer.b, wanted.b)
 
 
 def _slices(sizes: list[int]) -> list[slice]:
