@@ -25,17 +25,8 @@ def build(shape: str, base: str, rank: int = 64, dropout: float = 0.0) -> nn.Mod
     """A Llama of `shape` under fp32 LoRA adapters, B not zero, on all linear layers but the head; `base`: nf4, fp8 or bf16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with device:
-            model = LlamaForCausalLM(configuration(shape))
-    finally:
-        torch.set_default_dtype(default)
-    model.config._attn_implementation = "sdpa"
-    model.config.use_cache = False
-    if base == "nf4":
-        to_nf4(model, device)
+    model = empty(shape)
+    draw(model, device, four_bit=base == "nf4")
     lora = LoraConfig(r=rank, lora_alpha=16, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, lora)
     for name, weight in adapted.named_parameters():
@@ -48,15 +39,42 @@ def build(shape: str, base: str, rank: int = 64, dropout: float = 0.0) -> nn.Mod
     return adapted
 
 
-def to_nf4(model: nn.Module, device: torch.device) -> None:
-    """Every linear layer but the head in NF4 with double quantisation, as bitsandbytes and transformers load it."""
+def empty(shape: str) -> nn.Module:
+    """A Llama of `shape` in bfloat16 without memory for its weights."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            model = LlamaForCausalLM(configuration(shape))
+    finally:
+        torch.set_default_dtype(default)
+    model.config._attn_implementation = "sdpa"
+    model.config.use_cache = False
+    return model
+
+
+def draw(model: nn.Module, device: torch.device, four_bit: bool) -> None:
+    """Random weights on `device`, a matrix after the other, so that a card needs no more memory than what stays and one of them.
+
+    They are the same with `four_bit`, where every linear layer but the head is turned into NF4 as soon as it is drawn.
+    """
+    for name, module in list(model.named_modules()):
+        for kind, weight in list(module.named_parameters(recurse=False)):
+            made = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            made = made.fill_(1) if made.dim() == 1 else made.normal_(0, model.config.initializer_range)
+            setattr(module, kind, nn.Parameter(made))
+        if four_bit and isinstance(module, nn.Linear) and module is not model.lm_head:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, in_nf4(module, device))
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+
+
+def in_nf4(linear: nn.Linear, device: torch.device) -> nn.Module:
+    """A linear layer in NF4 with double quantisation, as bitsandbytes and transformers load it."""
     import bitsandbytes as bnb
 
-    for module in list(model.model.layers.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                options = {"bias": False, "compute_dtype": torch.bfloat16, "quant_type": "nf4", "device": "meta"}
-                layer = bnb.nn.Linear4bit(child.in_features, child.out_features, **options)
-                layer.weight = bnb.nn.Params4bit(child.weight.data, requires_grad=False, quant_type="nf4").to(device)
-                layer.support_avx512bf16_for_cpu = False
-                setattr(module, name, layer)
+    options = {"bias": False, "compute_dtype": torch.bfloat16, "quant_type": "nf4", "device": "meta"}
+    layer = bnb.nn.Linear4bit(linear.in_features, linear.out_features, **options)
+    layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4").to(device)
+    layer.support_avx512bf16_for_cpu = False
+    return layer

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,14 +85,28 @@ def theirs(key: str, python: str, names: list[str], options: list[str], out: Pat
         names = names[names.index(at) + 1 :]
 
 
-def run(names: list[str], pythons: dict[str, str], options: list[str], warm: int, out: Path) -> None:
-    """Measure all stacks, and print the table; the others' steps before those that are measured are `warm`, ours as many as it needs."""
+def run(names: list[str], pythons: dict[str, str], options: list[str], warm: int, out: Path) -> int:
+    """Measure all stacks, and print the table; the others' steps before those that are measured are `warm`, ours as many as it needs.
+
+    Returns how many rows have figures.
+    """
     before = len(written(out)["rows"])
     ours(names, options, out)
     for key in STACKS:
         theirs(key, pythons.get(key, sys.executable), names, [*options, "--warm", str(warm)], out)
     found = written(out)["rows"][before:]
     print("\n" + shown(sorted(found, key=lambda row: names.index(row["case"]))))
+    return sum("tokens_per_second" in row for row in found)
+
+
+def interpreter(text: str) -> tuple[str, str]:
+    """STACK=PATH in two. Raises ArgumentTypeError that says what is wrong with it."""
+    stack, _, path = text.partition("=")
+    if stack not in STACKS:
+        raise argparse.ArgumentTypeError(f"there is no stack '{stack}'. Choose from: {', '.join(STACKS)}.")
+    if not shutil.which(path):
+        raise argparse.ArgumentTypeError(f"'{path}' is no program. Give the stack's Python, as {stack}=/path/to/bin/python.")
+    return stack, path
 
 
 if __name__ == "__main__":
@@ -100,11 +115,13 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--shape", choices=list(SHAPES))
-    parser.add_argument("--python", action="append", default=[], metavar="STACK=PATH", help="run a stack under another interpreter")
+    other = {"type": interpreter, "metavar": "STACK=PATH", "help": "run a stack under another interpreter"}
+    parser.add_argument("--python", action="append", default=[], **other)
     parser.add_argument("--stack", choices=list(STACKS), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     given = parser.parse_args()
     if given.stack:
         sys.exit(measure(given.stack, given.cases, given.shape, given.steps, given.warm, given.out))
     passed = ["--steps", str(given.steps), *(["--shape", given.shape] if given.shape else [])]
-    run(given.cases, dict(pair.split("=", 1) for pair in given.python), passed, given.warm, given.out)
+    if not run(given.cases, dict(given.python), passed, given.warm, given.out):
+        sys.exit(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -205,29 +206,32 @@ def measure_of(case: Case, models: Models, steps: int, warm: int, profile: bool)
         return measure(case, model, fast, steps * case.more, warm * case.more, profile)
 
 
-def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> None:
-    """Measure the cases one after the other; a case that fails says so in its row, and the next one runs."""
-    rates, models = limits(), Models()
-    print(", ".join(f"{name} {value}" for name, value in rates.items()), flush=True)
+def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> int:
+    """Measure the cases one after the other; a case that fails says so in its row, and the next one runs. Returns how many were measured."""
+    rates, models, measured = limits(), Models(), 0
+    print(", ".join(f"{name} {value}" for name, value in rates.items()) or "Rates of this machine: only a GPU's are measured.", flush=True)
     for name in names:
         case = case_of(name, shape)
         start = {"case": case.name, "stack": "tunestation", "deepspeed": case.deepspeed}
         try:
             row = start | share(measure_of(case, models, steps, warm, name in profiled), case, rates)
+            measured += 1
         except Exception as error:  # whatever it is, the other cases' rows are wanted
             row, models = start | {"failed": failure(error)}, Models()
         print(shown([row]), flush=True)
         save([row], out, rates)
+    return measured
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     cases = "NAME, NAME+zero (under DeepSpeed), NAME+loose; all: those published, both ways"
-    parser.add_argument("--cases", type=named, default="C,B,A,E", help=cases)
+    parser.add_argument("--cases", type=named, default="D,C,B,A,E", help=cases)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=WARM)
-    parser.add_argument("--profile", default="")
+    parser.add_argument("--profile", type=named, default=[], help="of these cases also where a step's time goes")
     parser.add_argument("--shape", choices=list(SHAPES))
     parser.add_argument("--out", type=Path, default=Path("step.json"))
     given = parser.parse_args()
-    run(given.cases, given.steps, given.warm, given.profile.split(","), given.shape, given.out)
+    if not run(given.cases, given.steps, given.warm, given.profile, given.shape, given.out):
+        sys.exit(1)

@@ -229,12 +229,16 @@ def bench(shape: str, cases: str) -> None:
     from tunestation.settings import PROJECT, child_environment, load
 
     out = load().cache / "bench.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    command = [sys.executable, str(PROJECT / "bench" / "step.py"), "--cases", cases, "--out", str(out)]
+    new = out.with_suffix(".new.json")
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.unlink(missing_ok=True)
+    command = [sys.executable, str(PROJECT / "bench" / "step.py"), "--cases", cases, "--out", str(new)]
     command += ["--shape", shape] if shape else []
-    print(f"The numbers go to {out} as well.")
-    sys.exit(subprocess.run(command, env=child_environment({}), check=False).returncode)
+    code = subprocess.run(command, env=child_environment({}), check=False).returncode
+    if new.exists():
+        new.replace(out)
+        print(f"The numbers are in {out} as well.")
+    sys.exit(code)
 
 
 def docs() -> None:

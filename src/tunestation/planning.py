@@ -8,6 +8,7 @@ from tunestation.export.patterns import bad_patterns
 from tunestation.fetching.manifest import model_of
 from tunestation.models.native.registry import FAMILIES
 from tunestation.pipeline.files import read_json
+from tunestation.pipeline.stage import keys
 from tunestation.pipeline.volumes import PACKAGE
 from tunestation.recipe.sources import NewModel
 from tunestation.report import duration, filled, fitted, table
@@ -114,8 +115,10 @@ def plans(work: Work, names: list[str], gpus: int) -> list[Estimate]:
 
 
 def facts_of(work: Work) -> dict | None:
-    """What `prepare` counted; None before it has run."""
-    return work.records().get("prepare", {}).get("facts")
+    """What `prepare` counted, here or where the lock was made of the same recipe by the same versions; None before it has run."""
+    locked = work.lock.get("stages", {}).get("prepare", {})
+    same = bool(locked) and locked.get("key") == keys(work.stages).get("prepare")
+    return work.records().get("prepare", locked if same else {}).get("facts")
 
 
 def _span(work: Work) -> float | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,7 +35,7 @@ class Whole(int):
         try:
             return super().__new__(cls, typed)
         except ValueError:
-            _leave(f"'{typed}' is not a whole number.", 2)
+            _leave(f"{_option(typed)}: '{typed}' is not a whole number.", 2)
 
 
 class Real(float):
@@ -43,14 +45,28 @@ class Real(float):
         try:
             return super().__new__(cls, typed)
         except ValueError:
-            _leave(f"'{typed}' is not a number.", 2)
+            _leave(f"{_option(typed)}: '{typed}' is not a number.", 2)
+
+
+def _option(typed: str | float) -> str:
+    """The option for which `typed` was given."""
+    for before, word in pairwise(sys.argv):
+        if word == typed or word.endswith(f"={typed}"):
+            return before if word == typed else word.partition("=")[0]
+    return "an option"
 
 
 def refuse_wrong_words() -> None:
     """Let invoke end with 2, not 1, where it does not understand what was typed: it has no setting, but refuses in one place."""
     from invoke.parser.parser import ParseMachine
 
-    ParseMachine.error = lambda _, message: _leave(message, 2)
+    ParseMachine.error = lambda _, message: _leave(f"{_named(message)} 'invoke --list' names the tasks, 'invoke --help TASK' explains one.", 2)
+
+
+def _named(message: str) -> str:
+    """invoke's message as a sentence, options in it as they are typed."""
+    plain = re.sub(r"<Argument: (\w+)[^>]*>", lambda found: f"--{found[1].replace('_', '-')}", message)
+    return plain if plain.endswith((".", "!")) else f"{plain}."
 
 
 def call(function: str, *arguments: object, **options: object) -> None:

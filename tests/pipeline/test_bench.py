@@ -25,7 +25,7 @@ def rows(out):
 def test_a_case_that_fails_says_why_and_the_next_is_measured(tmp_path, monkeypatch):
     out, real = tmp_path / "step.json", step.measure
     monkeypatch.setattr(step, "measure", lambda case, *rest: fail() if case.dropout else real(case, *rest))
-    step.run(["H", "C"], 1, 1, [], "tiny", out)
+    assert step.run(["H", "C"], 1, 1, [], "tiny", out) == 1
     failed, measured = rows(out)
     assert failed == {"case": "H", "stack": "tunestation", "deepspeed": False, "failed": "OutOfMemoryError: none is left"}
     assert measured["case"] == "C"

@@ -58,20 +58,22 @@ def test_an_unknown_recipe_is_told_with_the_nearest_one_and_exit_code_2(invoke):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("check", "small", "--resolvd"), "No idea what '--resolvd' is!\n"),
-        (("chek", "small"), "No idea what 'chek' is!\n"),
-        (("check",), "'check' did not receive required positional arguments: 'recipe'\n"),
+        (("check", "small", "--resolvd"), "No idea what '--resolvd' is!"),
+        (("chek", "small"), "No idea what 'chek' is!"),
+        (("check",), "'check' did not receive required positional arguments: 'recipe'."),
+        (("plan", "small", "--gpus"), "Flag --gpus needed value and was not given one!"),
     ],
 )
 def test_words_that_no_task_knows_or_that_are_missing_are_told_with_exit_code_2(invoke, words, said):
-    assert invoke(*words) == (2, "", said)
+    assert invoke(*words) == (2, "", f"{said} 'invoke --list' names the tasks, 'invoke --help TASK' explains one.\n")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("chat", "small", "--port", "web"), "'web' is not a whole number.\n"),
-        (("import-xtuner", "iter_1.pth", "--model", "m", "--alpha", "big"), "'big' is not a number.\n"),
+        (("chat", "small", "--port", "web"), "--port: 'web' is not a whole number.\n"),
+        (("plan", "small", "--gpus=two"), "--gpus: 'two' is not a whole number.\n"),
+        (("import-xtuner", "iter_1.pth", "--model", "m", "--alpha", "big"), "--alpha: 'big' is not a number.\n"),
         (("inspect", "small", "--row", "-1"), "--row: there is no row -1: rows are counted from 1.\n"),
         (("sync", "small", "--to", "x", "--every", "-5"), "--every: -5 is no number of seconds. Give 1 or more, or 0 for once.\n"),
         (("train", "--help"), "'--help' stands where a recipe belongs. The recipe comes first; 'invoke --help TASK' explains a task.\n"),
@@ -79,6 +81,15 @@ def test_words_that_no_task_knows_or_that_are_missing_are_told_with_exit_code_2(
 )
 def test_a_word_where_a_number_or_a_recipe_belongs_is_told_with_exit_code_2(invoke, words, said):
     assert invoke(*words) == (2, "", said)
+
+
+def test_a_benchmark_that_does_not_begin_leaves_the_numbers_of_the_last_one(invoke):
+    kept = invoke.folder / "home" / "cache" / "bench.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("{}", encoding="utf-8")
+    code, out, said = invoke("bench", "--shape", "nonsense")
+    assert (code, out) == (2, "") and "invalid choice: 'nonsense'" in said
+    assert kept.read_text(encoding="utf-8") == "{}"
 
 
 def test_the_status_says_what_would_run_and_why(invoke):

@@ -174,7 +174,7 @@ class Layer:
         return d_middle
 
     def _learn(self, step: Step, projection: Projection, *given: object) -> None:
-        """Gradients of the projection's adapters: beside the rest where what they read is kept anyway, and so takes no memory for longer."""
+        """Gradients of the projection's adapters: beside the rest where what they read is kept anyway and takes no memory for longer."""
         if self.keep is Keep.MORE:
             step.beside.run(projection.adapter_gradients, *given)
         else:
