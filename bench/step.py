@@ -207,7 +207,7 @@ def measure_of(case: Case, models: Models, steps: int, warm: int, profile: bool)
 
 
 def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str | None, out: Path) -> int:
-    """Measure the cases one after the other; a case that fails says so in its row, and the next one runs. Returns how many were measured."""
+    """Measure the cases one after the other; one that fails says so in its row, and the next one runs. Returns how many were measured."""
     rates, models, measured = limits(), Models(), 0
     print(", ".join(f"{name} {value}" for name, value in rates.items()) or "Rates of this machine: only a GPU's are measured.", flush=True)
     for name in names:

@@ -60,7 +60,8 @@ def refuse_wrong_words() -> None:
     """Let invoke end with 2, not 1, where it does not understand what was typed: it has no setting, but refuses in one place."""
     from invoke.parser.parser import ParseMachine
 
-    ParseMachine.error = lambda _, message: _leave(f"{_named(message)} 'invoke --list' names the tasks, 'invoke --help TASK' explains one.", 2)
+    remedy = "'invoke --list' names the tasks, 'invoke --help TASK' explains one."
+    ParseMachine.error = lambda _, message: _leave(f"{_named(message)} {remedy}", 2)
 
 
 def _named(message: str) -> str:

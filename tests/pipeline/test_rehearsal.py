@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from station import recipe, sums
 from test_fast_step import SHAPE, adapted, documents
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tunestation.errors import TunestationError
 from tunestation.recipe.schema import Runtime
 from tunestation.recipe.train import Train
-from tunestation.training import foresight
+from tunestation.training import cards, foresight
 from tunestation.training.advice import does_not_fit
 from tunestation.training.batches import lay
 from tunestation.training.fast.model import Fast
@@ -133,3 +134,19 @@ def test_training_all_weights_learns_the_same_bytes_with_and_without_it(station,
     rehearsed = sums(station.make("train", name=name, processes=processes))
     train_as("unrehearsed:run")
     assert sums(station.make("train", name=name, processes=processes, force=True)) == rehearsed
+
+
+def test_what_is_planned_is_of_the_longest_row_on_this_card_and_nothing_on_one_that_is_not_known(tmp_path, monkeypatch):
+    found, data = of_adapters(tmp_path), Dataset.from_list(documents())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(foresight, "_card", lambda: None)
+    assert foresight.planned(found.setup, found.fast, data) == {}
+    speeds = []
+    for rate in (0.001, 0.002):  # so slow that products set the pace of a model as small as this
+        monkeypatch.setattr(foresight, "_card", lambda rate=rate: replace(cards.CARDS["h200"], rate=rate))
+        planned = foresight.planned(found.setup, found.fast, data)["planned"]
+        longest = max(map(len, data["input_ids"]))
+        parts = found.setup.components(found.fast.choice, longest)
+        assert planned["peak_memory_gb"] == round(sum(parts.values()) / 1e9, 2) > 0
+        speeds.append(planned["tokens_per_second"])
+    assert 0 < speeds[0] < speeds[1]

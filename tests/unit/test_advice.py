@@ -110,7 +110,7 @@ def test_memory_that_ran_out_against_the_plan_gets_advice_that_takes_clearly_les
 def test_where_nothing_fits_the_smallest_card_that_suffices_is_named():
     tiny = replace(CARDS["rtx4090"], name="small", memory=0.5)
     alone = replace(plan("rtx4090", {"max_tokens": 2048}), card=tiny)
-    told = r"No setting makes it fit.\nThe smallest known card that suffices is l4: \S+ of 22 GiB."
+    told = r"No setting makes it fit.\nThe smallest known card that suffices is rtx3060: \S+ of 11.7 GiB."
     assert re.fullmatch(told, advice.told(alone))
 
 

@@ -27,3 +27,12 @@ def test_a_small_figure_is_not_shown_as_none():
     record = {"metrics": {"merged_kl": 4.7e-06, "loss": 0.283, "untrained": 0.0}}
     said = closing.results(SimpleNamespace(records=lambda: {"evaluate": record}))
     assert [line.split() for line in said.splitlines()[3:]] == [["merged_kl", "4.7e-06"], ["loss", "0.2830"], ["untrained", "0.0000"]]
+
+
+def test_what_training_took_is_told_beside_what_was_planned():
+    found = {"step": "the fast step", "peak_memory_gb": 9.876, "tokens_per_second": 12345.6}
+    assert closing._step(found) == ["Trained by the fast step."]
+    assert closing._step(found | {"planned": {"peak_memory_gb": 9.5, "tokens_per_second": 13000}}) == [
+        "Trained by the fast step.",
+        "It took 9.88 GB of memory (planned: 9.50) at 12,346 tokens a second (planned: 13,000).",
+    ]

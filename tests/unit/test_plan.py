@@ -9,6 +9,7 @@ from recipes_for_tests import Bench
 
 from tunestation.app import plan_recipe
 from tunestation.errors import InputError
+from tunestation.pipeline.stage import keys
 from tunestation.planning import _told, config_of, plans, told
 from tunestation.settings import PROJECT
 from tunestation.training import cards, memory, pace
@@ -126,6 +127,16 @@ def test_one_card_is_told_with_its_memory_by_component_and_its_cost(bench):
     assert all(part in said for part in ("frozen base", "embedding and head", "adapters and optimizer", "activations and gradients"))
     assert "15.5 GB to download" in said
     assert "Time and cost of the whole are known when 'invoke prepare small' has counted the steps." in said
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_steps_are_known_from_a_lock_of_the_same_recipe_and_versions(bench, same):
+    work = bench.open()
+    key = keys(work.stages)["prepare"] if same else "0" * 64
+    lock = {"stages": {"prepare": {"key": key, "facts": {"packs": 40, "tokens": 4000, "conversations": 50}}}}
+    said = told(replace(work, lock=lock), ["rtx4090"], 1, 0.4)
+    assert re.search(r"^\d+ steps\.$", said, re.M) if same else "known when 'invoke prepare small' has counted the steps." in said
+    assert ("cost" in said.split("\n")[0]) is same
 
 
 def test_a_card_without_8_bit_products_is_left_out_of_a_plan_for_an_8_bit_base(bench):
@@ -254,7 +265,7 @@ def test_a_card_is_known_by_its_name_as_it_is_written(bench, capsys):
     path = bench.recipe()
     plan_recipe(str(path), "RTX 4090")
     assert re.search(r"^rtx4090 ", capsys.readouterr().out, re.M)
-    with pytest.raises(InputError, match="Choose from: rtx3090"):
+    with pytest.raises(InputError, match="Choose from: rtx3060"):
         plan_recipe(str(path), "gtx 1080")
 
 

@@ -4,8 +4,10 @@ Rates and bandwidths were compared with at least two of: NVIDIA's datasheets and
 `_inductor/analysis/device_info.py` of torch 2.13 (A100, H100); `fabric/utilities/throughput.py` of lightning 2.6.6 (all but RTX 5090 and
 L40S); `gpu_configs` of llm-analysis 0.2.2 (A100, H100, A6000); `get_peak_flops` of torchtitan 0.3.0 (A100, H100, H200, A6000). Where they
 count sparsity, half is meant. GeForce cards are half as fast with fp32 sums, which is the rate that counts: a quarter of their rate of
-8-bit integers. Training computes in bfloat16, so cards older than Ampere (T4, V100) have no rate to list. Memory is the total that torch's
-out-of-memory messages name in public reports, at its lowest; it was read on the H200.
+8-bit integers. RTX 3060, 4060 Ti and 4080 are reckoned: multiprocessors (28, 34, 76) times 512 operations a clock times boost clock (1.777,
+2.535, 2.505 GHz), which gives the listed rates of the RTX 3090 and 4090 too, and memory clock times bus. Training computes in bfloat16, so
+cards older than Ampere (T4, V100) have no rate to list. Memory is the total that torch's out-of-memory messages name in public reports, at
+its lowest (that of the RTX 4060 Ti and 4080 is of another Linux card of 16 GB); it was read on the H200.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ class Card:
 CARDS = {
     card.name: card
     for card in (
+        Card("rtx3060", 11.7, 25.5, None, 360, 25, 25),
+        Card("rtx4060-ti", 15.6, 44, 88, 288, 12.5, 12.5),  # eight lanes of PCIe, and the one that is sold with 16 GB
+        Card("rtx4080", 15.6, 97.5, 195, 717, 25, 25),
         Card("rtx3090", 23.6, 71, None, 936, 25, 25),
         Card("rtx4090", 23.5, 165, 330, 1008, 25, 25),
         Card("l4", 22.0, 121, 242, 300, 25, 25),  # at 72 W it may hold its rates for moments only
