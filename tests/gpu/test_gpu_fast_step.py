@@ -92,6 +92,16 @@ def test_it_learns_what_transformers_and_peft_learn(base, lengths):
         assert max(errors(before, after).values()) < 3e-2
 
 
+def test_in_32_bits_it_learns_what_transformers_and_peft_learn():
+    """Of documents of one length: attention over others has kernels for 16 bits alone."""
+    model, rows = adapted("float32").cuda(), documents((30, 30, 30))
+    before = learned(model, batch_on_gpu(rows, Collate(0)))
+    Fast.over(model).keep(choice([Keep.ALL, Keep.ATTENTION, Keep.INPUT]))
+    after = learned(model, batch_on_gpu(rows))
+    assert after[0] == pytest.approx(before[0], rel=1e-5)
+    assert max(errors(before, after).values()) < 1e-5
+
+
 @pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16])
 def test_sums_over_tokens_are_scaled_and_rounded_once(wide):
     torch.manual_seed(0)

@@ -226,8 +226,9 @@ def test_layers_without_an_adapter_stay_as_they_are(targets):
     same(before, learned(model, lay(rows)), 1e-5)
 
 
-def test_a_pack_is_worth_its_documents_alone():
-    model, rows = adapted(), documents()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pack_is_worth_its_documents_alone(family):
+    model, rows = adapted(family=family), documents()
     Fast.over(model)
     together = learned(model, lay(packed(rows)))
     alone = [learned(model, lay([row])) for row in rows]
