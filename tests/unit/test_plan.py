@@ -14,6 +14,7 @@ from tunestation.planning import _told, config_of, plans, told
 from tunestation.settings import PROJECT
 from tunestation.training import cards, memory, pace
 from tunestation.training.learned import learned
+from tunestation.training.setup import Setup
 
 SHAPES = {
     "internlm2-7b": memory.Shape(4096, 14336, 32, 32, 8, 128, 92544, False, 64),
@@ -57,6 +58,24 @@ def test_memory_is_planned_within_8_percent_and_time_within_20(row):
         assert planned > row["tokens_per_second"]
     else:
         assert planned == pytest.approx(row["tokens_per_second"], rel=0.2)
+
+
+def as_recipes_train():
+    """Rows under ZeRO-2 of the latest runs, whose choices were made by the present rules."""
+    latest = ("2026-11-30-h200-gated/", "2026-11-30-h200-dropout/", "2026-12-01")
+    return [row for row in measured() if row.values[0]["deepspeed"] and row.id.startswith(latest)]
+
+
+@pytest.mark.parametrize("row", as_recipes_train())
+def test_what_a_plan_chooses_by_itself_is_as_near_to_what_was_measured(row):
+    shape, tokens, card = replace(SHAPES[row["shape"]], rank=row["rank"]), row["sequences"] * row["length"], cards.CARDS["h200"]
+    optimizer, offload = {"paged": "paged_adamw_32bit"}.get(row["optimizer"], "adamw"), "optimizer" if row["offload"] else "none"
+    a_row = (row["dropout"], row["length"], row["sequences"], row["sequences"])
+    setup = Setup(shape, "qlora", row["base"], True, optimizer, *a_row, 2, offload, None, 1, True)
+    choice = setup.choose(tokens, row["gib"] / (1 - memory.SPARE) if row["gib"] else card.memory)
+    assert sum(setup.components(choice, tokens).values()) / GIB == pytest.approx(row["peak_gib"], rel=0.08)
+    planned = tokens / setup.step_seconds(card, choice, tokens, 330 if row["documents"] else row["length"])
+    assert planned == pytest.approx(row["tokens_per_second"], rel=0.2) or (row.get("host_bound") and planned > row["tokens_per_second"])
 
 
 @pytest.mark.parametrize("gib", [3, 6, 8, 12, 16, 21, 22, 24, 48, 80, 141])
