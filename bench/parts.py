@@ -10,6 +10,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from models import SHAPES
 from step import WARM, Models, Plain, keep, moved
 
 from tunestation.training.batches import lay
-from tunestation.training.fast import gated, ops, projection
+from tunestation.training.fast import gated, ops
 from tunestation.training.fast.attention import ByTorch
 from tunestation.training.fast.flash import Flash
 from tunestation.training.learned import learned
@@ -27,7 +28,7 @@ from tunestation.training.learned import learned
 STEPS = 3
 Parts = dict[tuple, list[Clock]]
 PASSES = ("rms_norm", "rms_norm_backward", "rotate", "turn_back", "turn_back_in_place", "copy", "scatter", "cross_entropy", "glu")
-PLACES = [(ops, "product"), (projection.torch, "mm"), (gated, "product"), (gated, "backward")]
+PLACES = [(ops, "product"), (ops, "outer"), (gated, "product"), (gated, "backward")]
 PLACES += [(way, name) for way in (ByTorch, Flash) for name in ("__init__", "gradients")] + [(ops, name) for name in PASSES]
 
 
@@ -65,11 +66,10 @@ def row(name: str, key: tuple, clocks: list[Clock]) -> dict:
     label, *sizes = key
     seconds = sum(clock.seconds()[0] for clock in clocks) / STEPS
     found = {"case": f"parts-{name}", "part": label, "sizes": sizes, "calls": len(clocks) // STEPS, "ms": round(1000 * seconds, 2)}
-    if label.endswith((".product", ".mm", "gated.backward")):
-        (tokens, inner), columns = sizes[0], sizes[1][1]
-        calls = found["calls"] / seconds
-        found["tflops"] = round(2 * tokens * inner * columns * calls / 1e12)
-        found["tbps"] = round(2 * (tokens * inner + inner * columns) * calls / 1e12, 2)
+    if label.endswith((".product", ".outer", "gated.backward")):
+        (one, other), calls = map(prod, sizes), found["calls"] / seconds
+        found["tflops"] = round(2 * one * sizes[1][1] * calls / 1e12)
+        found["tbps"] = round(2 * (one + other) * calls / 1e12, 2)
     return found
 
 

@@ -117,8 +117,8 @@ def plans(work: Work, names: list[str], gpus: int) -> list[Estimate]:
 def facts_of(work: Work) -> dict | None:
     """What `prepare` counted, here or where the lock was made of the same recipe by the same versions; None before it has run."""
     locked = work.lock.get("stages", {}).get("prepare", {})
-    same = bool(locked) and locked.get("key") == keys(work.stages).get("prepare")
-    return work.records().get("prepare", locked if same else {}).get("facts")
+    found = work.records().get("prepare") or (locked if locked.get("key") == keys(work.stages)["prepare"] else {})
+    return found.get("facts")
 
 
 def _span(work: Work) -> float | None:

@@ -12,7 +12,8 @@ sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 
 from apart import apart
 from bitsandbytes.functional import dequantize_4bit
-from test_fast_step import adapted, choice, documents, learned, widened
+from test_fast_precision import widened
+from test_fast_step import adapted, choice, documents, learned
 from unwaited import nothing_waits
 
 from tunestation.training import clipping

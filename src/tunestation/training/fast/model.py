@@ -206,6 +206,5 @@ class Fast:
             for projection in layer.projections:
                 projection.filling.at_once = at_once
                 projection.keep_weights(like if index < choice.dense else None)
-        projections = [projection for layer in self.layers for projection in layer.projections]
-        together = Together.of([(each.filling, each.ready) for each in projections if each.ready])
+        together = Together.of([(each.filling, each.ready) for layer in self.layers for each in layer.projections if each.ready])
         self.together = [group for group in together if group.agrees()]  # others are written layer by layer

@@ -81,7 +81,7 @@ def _whole(arguments: Arguments) -> list[Way]:
 
 
 def _half(arguments: Arguments, which: int = 0) -> Arguments:
-    """A product of the first or second half of the columns of weight and out."""
+    """A product of the first or second half of the columns of weight, out and what is added."""
     x, *others = arguments
     return x, *(None if each is None else each.chunk(2, 1)[which] for each in others)
 
