@@ -50,9 +50,10 @@ CASES = {
         Case("C", sequences=1, gib=6.6, optimizer="paged"),
         Case("C16", sequences=1, gib=6.6, rank=16, optimizer="paged"),
         # the smallest; D-stream leaves the planner less than the weights alone take
-        Case("D", sequences=1, gib=5.5, optimizer="paged", offload=True),
-        Case("D16", sequences=1, gib=4.75, rank=16, optimizer="paged", offload=True),
-        Case("D-stream", sequences=1, gib=2.5, optimizer="paged", offload=True),
+        Case("D", sequences=1, gib=5.5, optimizer="paged"),
+        Case("D16", sequences=1, gib=4.75, rank=16, optimizer="paged"),
+        Case("D-stream", sequences=1, gib=2.5, optimizer="paged"),
+        Case("D-host", sequences=1, gib=5.5, optimizer="paged", offload=True),
         Case("E", base="fp8"),
         Case("F", documents=True),
         Case("FE", base="fp8", documents=True),

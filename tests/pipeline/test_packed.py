@@ -6,7 +6,7 @@ from test_fast_step import SHAPE, documents, learned, packed, same
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tunestation.stages import train
-from tunestation.training.batches import Collate
+from tunestation.training.batches import Collate, lay, placed
 from tunestation.training.memory import Host
 from tunestation.training.packed import NAME, pack, packable, packs
 from tunestation.training.packed import documents as laid
@@ -41,15 +41,23 @@ def test_it_learns_what_a_block_mask_learns(family):
     before = learned(model, Collate(0)(rows))
     assert packable(model, 30)
     pack(model)
-    same(before, learned(model, laid(rows)), 1e-5)
+    same(before, learned(model, placed(laid(rows), model.device)), 1e-5)
 
 
 def test_it_learns_the_same_when_layers_are_computed_again():
     model, rows = made("glm").train(), packed(documents())
     pack(model)
-    before = learned(model, laid(rows))
+    before = learned(model, placed(laid(rows), model.device))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    same(before, learned(model, laid(rows)), 1e-6)
+    same(before, learned(model, placed(laid(rows), model.device)), 1e-6)
+
+
+@pytest.mark.parametrize("collate", [laid, lay, Collate(0)])
+def test_micro_batches_can_be_pinned(collate):
+    """As pinning does it: a place of its own for every value, in the same order."""
+    for value in collate(packed(documents())).values():
+        if torch.is_tensor(value):
+            assert torch.equal(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(value), value)
 
 
 def test_answers_are_those_of_sdpa():

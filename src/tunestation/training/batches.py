@@ -70,3 +70,12 @@ def lay(rows: list[dict]) -> dict[str, torch.Tensor | int | np.ndarray]:
         "targets": labels[learned],
         "host_ids": input_ids[None].numpy(),
     }
+
+
+def placed(batch: dict, device: torch.device) -> dict:
+    """`batch` on `device`; ends of documents are spread out as attention takes them (`packed.documents`), here at last: memory can only be
+    pinned for values that each have a place of their own."""
+    there = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    if "ends" in there:
+        there["attention_mask"] = there.pop("ends").expand(1, 1, there.pop("longest"), -1)
+    return there

@@ -28,7 +28,7 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, T, size], key and value [1, key-value heads, T, size] -> [1, T, heads, size].
 
-    `attention_mask` is what `documents` made, int32 [1, 1, longest, documents + 1]; or anything that SDPA takes.
+    `attention_mask` tells where documents end, int32 [1, 1, longest, documents + 1]; or is anything that SDPA takes.
     """
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -41,11 +41,10 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def documents(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows one behind the other, without padding, as `batches.lay` lays them; `attention_mask` says where documents end."""
+def documents(rows: list[dict]) -> dict[str, torch.Tensor | int]:
+    """Rows one behind the other, without padding, as `batches.lay` lays them; of `ends` and `longest` `batches.placed` makes the mask."""
     laid = lay(rows)
-    where = laid["cu_seqlens"].expand(1, 1, laid["longest"], -1)
-    return {name: laid[name] for name in ("input_ids", "labels", "position_ids")} | {"attention_mask": where}
+    return {name: laid[name] for name in ("input_ids", "labels", "position_ids", "longest")} | {"ends": laid["cu_seqlens"]}
 
 
 def packable(model: PreTrainedModel, longest: int) -> bool:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunestation.errors import TunestationError
 from tunestation.training import memory
 from tunestation.training.advice import does_not_fit
+from tunestation.training.batches import placed
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import Learned
 from tunestation.training.loss import of_outputs
@@ -138,7 +139,7 @@ class Rehearsal(TrainerCallback):
             shutil.rmtree(tried)
 
     def _loss(self, rows: list[dict], device: torch.device) -> torch.Tensor:
-        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in self.collate(rows).items()}
+        batch = placed(self.collate(rows), device)
         labels = batch.pop("labels")
         return of_outputs(self.model.train()(**batch, use_cache=False), labels)
 

@@ -13,11 +13,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tunestation.settings import nodes_training
 from tunestation.training import checkpoints
+from tunestation.training.batches import placed
 from tunestation.training.fast.adapters import joined
 from tunestation.training.loss import IGNORE, mean_over_batch, of_outputs
 
 Collator = Callable[[list[dict]], dict]
-"""`batches.lay` for the fast step, `batches.Collate` for transformers' own."""
+"""`batches.lay` for the fast step, `packed.documents` or `batches.Collate` for transformers' own."""
 
 
 class RecipeTrainer(Trainer):
@@ -39,6 +40,9 @@ class RecipeTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: object = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        return placed(super()._prepare_inputs(inputs), self.args.device)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | float | None:
         """DeepSpeed has clipped already. Its norm stays on the GPU until it is logged: accelerate reads it after each step, which would
@@ -126,7 +130,7 @@ def held_out_loss(model: torch.nn.Module, rows: list[dict], collate: Collator, d
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for start in range(0, len(rows), world):
         mine = start + rank
-        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in collate([rows[mine % len(rows)]]).items()}
+        batch = placed(collate([rows[mine % len(rows)]]), device)
         labels = batch.pop("labels")
         loss = of_outputs(model(**batch, use_cache=False), labels)
         if mine < len(rows):
