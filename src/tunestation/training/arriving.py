@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers import auto
@@ -24,10 +25,11 @@ def through(device: torch.device, waiting: int) -> Iterator[None]:
     Quantised there, they are bit by bit what loading onto `device` gives. transformers itself refuses to quantise a model that lies on
     both, and quantises on the CPU what it loads there.
     """
+    stage = Stage(device)
 
     class Quantizer(Bnb4BitHfQuantizer):
         def get_quantize_ops(self) -> Bnb4bitQuantize:
-            return _Quantise(self, device, waiting)
+            return _Quantise(self, stage, waiting)
 
     theirs = auto.AUTO_QUANTIZER_MAPPING[KIND]
     auto.AUTO_QUANTIZER_MAPPING[KIND] = Quantizer
@@ -35,19 +37,35 @@ def through(device: torch.device, waiting: int) -> Iterator[None]:
         yield
     finally:
         auto.AUTO_QUANTIZER_MAPPING[KIND] = theirs
+        stage.room = None
+
+
+class Stage:
+    """Room on a device for one weight after the other: room made for each would leave gaps among 4-bit weights, of gigabytes for 7B."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.room: torch.Tensor | None = None
+
+    def hold(self, weight: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+        """A copy of a linear layer's `weight`, until the next one's."""
+        if self.room is None or self.room.dtype != weight.dtype or self.room.numel() < weight.numel():
+            sizes = [module.in_features * module.out_features for module in model.modules() if isinstance(module, Linear4bit)]
+            self.room = torch.empty(max(weight.numel(), *sizes), dtype=weight.dtype, device=self.device)
+        return self.room[: weight.numel()].view(weight.shape).copy_(weight)
 
 
 class _Quantise(Bnb4bitQuantize):
     """transformers' conversion of one weight, on a device of its own."""
 
-    def __init__(self, quantizer: Bnb4BitHfQuantizer, device: torch.device, waiting: int):
+    def __init__(self, quantizer: Bnb4BitHfQuantizer, stage: Stage, waiting: int):
         super().__init__(quantizer)
-        self.device, self.waiting = device, waiting
+        self.stage, self.waiting = stage, waiting
 
     def convert(
         self, input_dict: dict, full_layer_name: str | None = None, model: PreTrainedModel | None = None, **options: object
     ) -> dict[str, torch.Tensor]:
-        there = {name: [_one(value).to(self.device)] for name, value in input_dict.items()}
+        there = {name: [self.stage.hold(_one(value), model)] for name, value in input_dict.items()}
         found = super().convert(there, full_layer_name=full_layer_name, model=model, **options)
         for name, weight in found.items():
             if _layer(name) in spread(model.config.num_hidden_layers, self.waiting):

@@ -13,11 +13,14 @@ from functools import cache
 
 import torch
 
-from tunestation.training.fast import hopper
+from tunestation.training.fast import hopper, ops
 from tunestation.training.fast.attention import ByTorch, Documents, side_by_side
 
 LARGEST = 128
 """Columns of a head up to which it has been measured."""
+APART, MANY = 4, 8192
+"""Queries for each key, and tokens from which on, their gradients are made apart: what several queries give a key is else added up in
+fp32 in memory. For fewer tokens the host would not be done in time."""
 TRIED = (((200, 312), False), ((200, 312), True), ((256, 256), False), ((5,) * 300 + (7,), False))
 """Lengths of documents that are tried at start, and whether in one order: each is a kernel of its own, as equal ones and many short are."""
 
@@ -46,11 +49,29 @@ class Flash:
         """Those of q, k and v, in `outs` if they are given, which may be strided, for that of `result`."""
         if outs is None:
             outs = [x.new_empty(x.shape) for x in self.of]
-        laid = [self._laid(x) for x in (*self.of, self.result, grad)]
+        q, k, _ = self.of
+        group = q.shape[1] // k.shape[1]
+        if 1 < group <= APART and len(q) >= MANY:
+            self._apart(grad, outs, group)
+        else:
+            self._backward((*self.of, self.result, grad), self.sums, outs)
+        return outs
+
+    def _apart(self, grad: torch.Tensor, outs: Sequence[torch.Tensor], group: int) -> None:
+        """One of each `group` of queries at a time."""
+        (q, k, v), (d_q, *d_keys) = self.of, outs
+        rest = [k.new_empty(group - 1, *k.shape) for _ in d_keys]
+        for first in range(group):
+            each = slice(first, None, group)
+            places = d_q[:, each], *([part[first - 1] for part in rest] if first else d_keys)
+            self._backward((q[:, each], k, v, self.result[:, each], grad[:, each]), self.sums[..., each, :], places)
+        for parts, out in zip(rest, d_keys, strict=True):
+            ops.add_up(parts.flatten(2), out.flatten(1))
+
+    def _backward(self, of: Sequence[torch.Tensor], sums: torch.Tensor, outs: Sequence[torch.Tensor]) -> None:
         places = dict(zip(("dq", "dk", "dv"), map(self._laid, outs), strict=True))
         options = {"softmax_scale": self.scale, "causal": True, "deterministic": self.documents.in_order}
-        _interface()._flash_attn_bwd(*laid, self.sums, **options, **places, **self._lengths())
-        return outs
+        _interface()._flash_attn_bwd(*map(self._laid, of), sums, **options, **places, **self._lengths())
 
     def _laid(self, x: torch.Tensor) -> torch.Tensor:
         """Documents of one length as a batch, which takes 4 % less time; others one behind the other."""

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from tunestation.training.fast.dropping_kernels import drawing, store_dropped
-from tunestation.training.fast.grids import power_of_2
+from tunestation.training.fast.grids import pieces, power_of_2
 
 
 def _warps(columns: int) -> int:
@@ -217,6 +217,25 @@ def copy(x, out, eight=None, drop=None) -> None:
         x, x.stride(0), out, out.stride(0), *(eight or (x, x)), *_drawing(drop, x), columns,
         EIGHT=eight is not None, DROP=drop is not None, BLOCK=power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
+
+
+@triton.jit
+def _add_up(parts, part, part_row, out, out_row, columns, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    row = last_first()
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < columns
+    total = tl.load(out + row * out_row + at, inside, 0).to(tl.float32)
+    for place in tl.static_range(PARTS):
+        total += tl.load(parts + place * part + row * part_row + at, inside, 0).to(tl.float32)
+    tl.store(out + row * out_row + at, total, inside)
+
+
+def add_up(parts, out) -> None:
+    rows, columns = out.shape
+    block = min(2048, power_of_2(columns))
+    _add_up[(rows, pieces(columns, block))](
+        parts, parts.stride(0), parts.stride(1), out, out.stride(0), columns, PARTS=len(parts), BLOCK=block, num_warps=4
+    )
 
 
 @triton.jit

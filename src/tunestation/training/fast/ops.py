@@ -199,6 +199,13 @@ def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: D
     _fill(eight, out, drop)
 
 
+def add_up(parts: torch.Tensor, out: torch.Tensor) -> None:
+    """out [T, K] += parts [P, T, K], which may be strided as `out` is; rounded once."""
+    if out.is_cuda:
+        return _on_gpu("kernels").add_up(parts, out)
+    out.copy_(parts.float().sum(0) + out.float())
+
+
 def scatter(x: torch.Tensor, places: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
     """Rows `places` [n] int64 of out [T, K] = x [n, K] times the one fp32 number in `scale`; on a GPU in one pass."""
     if x.is_cuda:
