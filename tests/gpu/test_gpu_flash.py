@@ -12,7 +12,7 @@ from test_gpu_fast_step import as_near_to_32_bits, every_gradient_is_near_to_the
 
 from tunestation.training.fast import flash, hopper, ops, quack_loss
 from tunestation.training.fast.attention import ByTorch, Documents, side_by_side
-from tunestation.training.fast.flash import Flash
+from tunestation.training.fast.flash import Flash, whole
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 LENGTHS = {"equal": [512] * 4, "one": [700], "packs": [3, 1, 640, 17, 64, 128, 65, 400], "many": [5] * 300 + [7]}
@@ -41,19 +41,24 @@ def room(tokens, columns):
     return torch.full((tokens, columns + 64), float("nan"), device="cuda", dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize(("heads", "size"), [((16, 8), 128), ((4, 4), 128), ((8, 2), 64)])
+@pytest.mark.parametrize(
+    ("heads", "size", "apart"),
+    [((16, 8), 128, False), ((16, 8), 128, True), ((4, 4), 128, False), ((8, 2), 64, False), ((8, 2), 64, True)],
+)
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("kind", list(LENGTHS))
-def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, in_order, size, heads):
+def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, in_order, apart, size, heads):
+    """Queries of one key going backward together, or one after the other."""
     of, grad, where = given(LENGTHS[kind], heads, size, in_order)
     wanted = ByTorch(*(x.float().cpu() for x in of), Documents(where.cu_seqlens.cpu(), where.longest, where.tokens), size**-0.5)
     out, grads = room(where.tokens, heads[0] * size), room(where.tokens, (heads[0] + 2 * heads[1]) * size)
     found = Flash(*of, where, size**-0.5, out[:, : heads[0] * size])
     assert found.result.data_ptr() == out.data_ptr()
     places = side_by_side(grads[:, :-64], (heads[0], heads[1], heads[1]), size)
-    turned = found.gradients(grad, places)
+    found.apart = apart
+    turned = whole(*found.gradients(grad, places))
     assert all(each is place for each, place in zip(turned, places, strict=True))
-    for mine, other in zip((found.result, *places), (wanted.result, *wanted.gradients(grad.float().cpu())), strict=True):
+    for mine, other in zip((found.result, *places), (wanted.result, *wanted.gradients(grad.float().cpu())[0]), strict=True):
         assert (mine.cpu().float() - other).norm() <= 1e-2 * other.norm()
     assert out[:, -64:].isnan().all() and grads[:, -64:].isnan().all()
 
@@ -61,9 +66,9 @@ def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, in_order, si
 @pytest.mark.parametrize("kind", ["equal", "packs"])
 def test_in_one_order_gradients_have_the_same_bits_each_time(kind):
     of, grad, where = given(LENGTHS[kind], (16, 4), 128, in_order=True)
-    first = Flash(*of, where, 0.1).gradients(grad)
+    first = whole(*Flash(*of, where, 0.1).gradients(grad))
     for _ in range(5):
-        assert all(torch.equal(one, other) for one, other in zip(first, Flash(*of, where, 0.1).gradients(grad), strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(first, whole(*Flash(*of, where, 0.1).gradients(grad)), strict=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -63,6 +63,7 @@ def of_rows(h: torch.Tensor, has_eight: bool) -> None:
     for eight in eights:
         kernels.quantise_rows(h, *eight)
     dropping_kernels.dropout(h, 0.1, 5, h)
+    kernels.add_up(h.view(1, *h.shape[:1], -1, 64), h.view(h.shape[0], -1, 64))
     kernels.scatter(h, torch.zeros(4, dtype=torch.int64), weight.float(), h)
 
 
@@ -80,7 +81,8 @@ def of_heads(has_eight: bool) -> None:
     for ranks in ([64] * 3, [8, 16, 4]):
         rows, table = torch.empty(64, 20 * 128 + sum(ranks)).bfloat16(), torch.empty(64, 64)
         if rotary_kernels.fits(128, ranks, table):
-            rotary_kernels.turn_back_in_place(rows, 2560, [16, 2, 2], ranks, rows, table, table)
+            for rest in ([], [torch.empty(1, 64, 2, 128).bfloat16()] * 2):
+                rotary_kernels.turn_back_in_place(rows, 2560, [16, 2, 2], ranks, rows, table, table, rest)
 
 
 def beside_products() -> None:

@@ -195,6 +195,16 @@ def test_dropout_draws_the_same_mask(columns):
     near(outs[1], outs[0], 1e-3)
 
 
+@pytest.mark.parametrize(("heads", "parts"), [(2, 1), (5, 3), (40, 2)])
+def test_parts_are_added_up_in_strided_rows(heads, parts):
+    given, outs = numbers(parts, ROWS, heads, 64), strided(ROWS, heads * 64)
+    outs[0].copy_(numbers(ROWS, heads * 64))
+    outs[1].copy_(outs[0])
+    ops.add_up(given, outs[0].unflatten(1, (heads, 64)))
+    kernels.add_up(moved(given), outs[1].unflatten(1, (heads, 64)))
+    near(outs[1], outs[0])
+
+
 def test_rows_are_scaled_and_scattered():
     x, places, scale = numbers(ROWS, COLUMNS), torch.randperm(2 * ROWS)[:ROWS], torch.tensor([0.37])
     outs = [torch.zeros(2 * ROWS, COLUMNS, dtype=x.dtype, device=device) for device in ("cpu", DEVICE)]

@@ -62,8 +62,8 @@ def test_norm_and_rotary_of_heads_and_their_gradient(size):
 
 
 @pytest.mark.parametrize(("heads", "size", "ranks"), [([4, 2, 2], 32, [8, 16, 4]), ([2, 1, 1], 64, [64] * 3), ([4, 2, 2], 128, [64] * 3)])
-@pytest.mark.parametrize("tokens", [150, 2100])
-def test_heads_turn_back_in_place_with_their_adapters_share(tokens, heads, size, ranks):
+@pytest.mark.parametrize(("tokens", "parts"), [(150, 0), (150, 1), (150, 3), (2100, 0), (2100, 1)])
+def test_heads_turn_back_in_place_with_their_adapters_share(tokens, parts, heads, size, ranks):
     outputs, rank = size * sum(heads), sum(ranks)
     rows = strided(tokens, outputs + rank)
     b = torch.block_diag(*(numbers(size * count, each) for count, each in zip(heads, ranks, strict=True)))
@@ -71,7 +71,8 @@ def test_heads_turn_back_in_place_with_their_adapters_share(tokens, heads, size,
     rows[1].copy_(rows[0])
     angles = torch.randn(tokens, size // 2)
     cos, sin = angles.cos().to(DTYPE), angles.sin().to(DTYPE)
-    ops.turn_back_in_place(rows[0], heads, ranks, b, cos, sin)
-    rotary_kernels.turn_back_in_place(rows[1], outputs, heads, ranks, moved(b), moved(cos), moved(sin))
+    rest = [numbers(parts, tokens, heads[1], size) for _ in "kv"] if parts else []
+    ops.turn_back_in_place(rows[0], heads, ranks, b, cos, sin, rest)
+    rotary_kernels.turn_back_in_place(rows[1], outputs, heads, ranks, moved(b), moved(cos), moved(sin), [*map(moved, rest)])
     near(rows[1][:, :outputs], rows[0][:, :outputs])
     near(rows[1][:, outputs:], rows[0][:, outputs:], 1e-2)

@@ -8,7 +8,7 @@ from test_fast_step import adapted, choice, documents, learned, same
 
 from tunestation.training.batches import lay
 from tunestation.training.fast import flash, hopper, ops, quack_loss
-from tunestation.training.fast.attention import ByTorch
+from tunestation.training.fast.attention import ByTorch, Documents, side_by_side
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.kept import Keep
 from tunestation.training.fast.model import Fast
@@ -20,6 +20,8 @@ class InPlace(ByTorch):
     """torch's attention, with results where they are wanted."""
 
     asked = 0
+    halves = False
+    """Whether of the gradients of keys and values a half is still to be added."""
 
     def __init__(self, q, k, v, documents, scale, out=None):
         super().__init__(q, k, v, documents, scale)
@@ -28,8 +30,10 @@ class InPlace(ByTorch):
             self.result = out.unflatten(1, q.shape[1:]).copy_(self.result)
 
     def gradients(self, grad, outs=None):
-        found = super().gradients(grad)
-        return found if outs is None else [out.copy_(each) for out, each in zip(outs, found, strict=True)]
+        found, rest = super().gradients(grad)
+        if InPlace.halves:
+            found, rest = (found[0], *(each / 2 for each in found[1:])), [each[None] / 2 for each in found[1:]]
+        return found if outs is None else [out.copy_(each) for out, each in zip(outs, found, strict=True)], rest
 
 
 def over(model, monkeypatch, keep=Keep.ALL, dense=0):
@@ -163,6 +167,86 @@ def test_kernels_that_give_other_results_or_do_not_run_are_left_and_that_is_said
     assert "FlashAttention 4's kernels do not run here (ImportError: no reason given); torch's" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("family", "base"), [("llama", "bfloat16"), ("llama", "fp8"), ("qwen3", "bfloat16"), ("phi3", "bfloat16")])
+def test_parts_of_gradients_are_added_wherever_heads_turn_back(family, base, monkeypatch):
+    found = []
+    for halves in (False, True):
+        model = adapted("bfloat16", family).train()
+        if base == "fp8":
+            quantise_base(model, torch.device("cpu"))
+        monkeypatch.setattr(InPlace, "halves", halves)
+        over(model, monkeypatch)
+        torch.manual_seed(5)
+        found.append(learned(model, lay(documents())))
+    assert found[0][0] == found[1][0]
+    same(*found, 1e-3)
+
+
+class ByHand:
+    """FlashAttention's two functions, by torch."""
+
+    calls = 0
+
+    def _flash_attn_fwd(self, q, k, v, out, cu_seqlens_q=None, **_):
+        made = self.attention(q, k, v, cu_seqlens_q)
+        out.copy_(made.result.view(out.shape))
+        sums = torch.arange(q.numel() // q.shape[-1]).float()  # to be told apart: of which token and head
+        return out, sums.view(q.shape[:-1]).movedim(-1, -2 if cu_seqlens_q is None else 0)
+
+    def _flash_attn_bwd(self, q, k, v, out, grad, sums, dq, dk, dv, cu_seqlens_q=None, **_):
+        ByHand.calls += 1
+        made = self.attention(q, k, v, cu_seqlens_q)
+        assert torch.equal(out.flatten(0, -3), made.result)
+        heads = sums.movedim(-2 if cu_seqlens_q is None else 0, -1).flatten(0, -2)
+        assert heads.shape == made.result.shape[:2] and (heads.diff(dim=0) == heads.diff(dim=0)[0, 0]).all()
+        for place, each in zip((dq, dk, dv), made.gradients(grad.flatten(0, -3))[0], strict=True):
+            place.copy_(each.view(place.shape))
+
+    def attention(self, q, k, v, cu):
+        if cu is None:
+            cu = torch.arange(0, q.shape[0] * q.shape[1] + 1, q.shape[1]).int()
+        q, k, v = (x.flatten(0, -3) for x in (q, k, v))
+        return ByTorch(q, k, v, Documents(cu, int(cu.diff().max()), len(q)), 0.2)
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (8, 2), (6, 2)])
+@pytest.mark.parametrize("lengths", [[30, 30, 30], [7, 40, 43]])
+def test_queries_of_one_key_go_backward_one_after_the_other(lengths, heads, monkeypatch):
+    monkeypatch.setattr(flash, "_interface", ByHand)
+    monkeypatch.setattr(ByHand, "calls", 0)
+    torch.manual_seed(0)
+    cu = torch.tensor([0, *lengths]).cumsum(0).int()
+    where = Documents(cu, max(lengths), 90)
+    (many, few), size = heads, 16
+    rows, grad = torch.randn(90, (many + 2 * few) * size), torch.randn(90, many, size)
+    of = side_by_side(rows, (many, few, few), size)
+    wanted = ByTorch(*of, where, 0.2)
+    made = flash.Flash(*of, where, 0.2)
+    assert not made.apart  # so few tokens
+    made.apart = True
+    outs = side_by_side(torch.empty_like(rows), (many, few, few), size)
+    for mine, other in zip(flash.whole(*made.gradients(grad, outs)), wanted.gradients(grad)[0], strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+    assert ByHand.calls == many // few
+
+
+@pytest.mark.parametrize(
+    ("tokens", "equal", "heads", "apart"),
+    [
+        (8192, True, (16, 8), True),
+        (8191, False, (16, 8), False),
+        (8192, False, (32, 8), True),
+        (8192, True, (32, 8), False),
+        (8192, False, (40, 8), False),
+        (8192, False, (8, 8), False),
+    ],
+)
+def test_they_do_where_it_is_faster(tokens, equal, heads, apart):
+    q, k = (torch.empty(tokens, count, 1) for count in heads)
+    ends = [0, tokens] if equal else [0, 100, tokens]
+    assert flash.apart(q, k, Documents(torch.tensor(ends).int(), tokens if equal else tokens - 100, tokens)) is apart
+
+
 @pytest.mark.parametrize("wrong", [False, True])
 def test_results_are_compared_with_torchs_on_documents_of_equal_and_of_other_lengths(wrong, monkeypatch):
     made = []
@@ -175,7 +259,7 @@ def test_results_are_compared_with_torchs_on_documents_of_equal_and_of_other_len
 
     monkeypatch.setattr(flash, "Flash", Mine)
     assert flash._agree(torch.device("cpu"), (4, 2), 64) is not wrong
-    assert made == ([False] if wrong else [False, False, True, False])
+    assert made == ([False] if wrong else 2 * [False, False, True, False])
 
 
 @pytest.mark.parametrize("wrong", [False, True])

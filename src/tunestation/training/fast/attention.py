@@ -57,6 +57,11 @@ def _varlen() -> tuple:
     return varlen_attn, {"enable_gqa": True} if flag else {}
 
 
+Gradients = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+"""Those of q [T, heads, size], k and v [T, key-value heads, size]; and parts [P, T, key-value heads, size] of the latter two that are still
+to be added to them, if there are any."""
+
+
 class ByTorch:
     """Causal attention of q [T, heads, size], k and v [T, key-value heads, size], and what its gradient needs."""
 
@@ -70,10 +75,10 @@ class ByTorch:
         self.result = self.with_graph.detach()
         """[T, heads, size]."""
 
-    def gradients(self, grad: torch.Tensor, outs: Sequence[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
+    def gradients(self, grad: torch.Tensor, outs: Sequence[torch.Tensor] | None = None) -> Gradients:
         """Those of q, k and v for that of `result`; `outs` is where they are wanted, as `out` above."""
         with _one_order() if self.documents.in_order and grad.is_cuda else nullcontext():
-            return torch.autograd.grad(self.with_graph, self.of, grad)
+            return torch.autograd.grad(self.with_graph, self.of, grad), ()
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from tunestation.training.fast import ops
-from tunestation.training.fast.attention import side_by_side
+from tunestation.training.fast.attention import Gradients, side_by_side
 from tunestation.training.fast.block import Block
+from tunestation.training.fast.flash import whole
 from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Buffer
@@ -37,21 +38,22 @@ class Heads:
         return *turned, parts[2]
 
     def turn_back(
-        self, turned: Sequence[torch.Tensor], before: torch.Tensor | None, step: Step, grads: torch.Tensor, qkv: Projection, wanted: bool
+        self, found: Gradients, before: torch.Tensor | None, step: Step, grads: torch.Tensor, qkv: Projection, wanted: bool
     ) -> tuple[ops.Eight | None, Buffer | None]:
         """The gradients of q, k, v as `turn` gave them, to rows `grads` [T, N + R] of `qkv`, where they may be already.
 
         `before` are the heads that were normalised. The same comes in 8 bits, if products read it so and it is `wanted`; and `qkv`'s
         backward pass has begun, if adapters' share came with the turning.
         """
-        out = grads[:, : qkv.outputs]
+        out, (turned, rest) = grads[:, : qkv.outputs], found
         there = turned[0].data_ptr() == out.data_ptr()
+        if there and not self.norms and len(qkv.adapted) == len(self.counts):
+            buffer = qkv.begin_backward(grads, wanted)
+            ops.turn_back_in_place(grads, self.counts, qkv.filling.ranks, buffer.b, step.cos, step.sin, rest)
+            return None, buffer
+        turned = whole(turned, rest)
         if self.norms:
             self._through_norms(turned, before, step, out, there)
-        elif there and len(qkv.adapted) == len(self.counts):
-            buffer = qkv.begin_backward(grads, wanted)
-            ops.turn_back_in_place(grads, self.counts, qkv.filling.ranks, buffer.b, step.cos, step.sin)
-            return None, buffer
         else:
             eight = qkv.eight(out, qkv.outputs) if wanted else None
             ops.turn_back(turned, step.cos, step.sin, out, eight)

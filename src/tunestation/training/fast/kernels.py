@@ -220,21 +220,21 @@ def copy(x, out, eight=None, drop=None) -> None:
 
 
 @triton.jit
-def _add_up(parts, part, part_row, out, out_row, columns, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+def _add_up(parts, part, out, out_row, columns, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     row = last_first()
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < columns
     total = tl.load(out + row * out_row + at, inside, 0).to(tl.float32)
     for place in tl.static_range(PARTS):
-        total += tl.load(parts + place * part + row * part_row + at, inside, 0).to(tl.float32)
+        total += tl.load(parts + place * part + row * columns + at, inside, 0).to(tl.float32)
     tl.store(out + row * out_row + at, total, inside)
 
 
 def add_up(parts, out) -> None:
-    rows, columns = out.shape
+    columns = out[0].numel()
     block = min(2048, power_of_2(columns))
-    _add_up[(rows, pieces(columns, block))](
-        parts, parts.stride(0), parts.stride(1), out, out.stride(0), columns, PARTS=len(parts), BLOCK=block, num_warps=4
+    _add_up[(len(out), pieces(columns, block))](
+        parts, parts.stride(0), out, out.stride(0), columns, PARTS=len(parts), BLOCK=block, num_warps=4
     )
 
 

@@ -2,12 +2,13 @@
 Triton kernel does the same. Arithmetic is in fp32, whatever the dtype of the arguments; results are rounded once.
 
 Shapes: T tokens of a micro-batch, K columns. Rows of `out` and `gate_up`, and of what is copied, turned or quantised, may be strided, their
-neighbours lying side by side; everything else is contiguous. Where `eight` or
-`drop` is given, `out` is written there too, as `quantise_rows` or `dropping.dropout` would: it saves reading it once more.
+neighbours lying side by side; everything else is contiguous. Where `eight` or `drop` is given, `out` is written there too, as
+`quantise_rows` or `dropping.dropout` would: it saves reading it once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from math import pi
@@ -175,20 +176,29 @@ def turn_back(
 
 
 def turn_back_in_place(
-    rows: torch.Tensor, heads: list[int], ranks: list[int], b: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    rows: torch.Tensor,
+    heads: list[int],
+    ranks: list[int],
+    b: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    rest: Sequence[torch.Tensor] = (),
 ) -> None:
     """rows [T, N + R]: the first N columns, gradients of `heads` of queries, keys and values, turned back but for values; the last R
     columns = those @ b.
 
-    b [N, R] has for queries, keys and values `ranks` columns each, and zeros in those of the others.
+    b [N, R] has for queries, keys and values `ranks` columns each, and zeros in those of the others. `rest`, if anything, is first added:
+    parts [P, T, heads, size] of keys', and of values' gradients.
     """
     outputs = b.shape[0]
     size = outputs // sum(heads)
     if rows.is_cuda and _on_gpu("rotary_kernels").fits(size, ranks, cos):
-        return _on_gpu("rotary_kernels").turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin)
-    gradients = rows[:, :outputs]
-    turn_back(side_by_side(gradients, heads, size), cos, sin, gradients)
-    product(gradients, b, rows[:, outputs:])
+        return _on_gpu("rotary_kernels").turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin, rest)
+    parts = side_by_side(rows[:, :outputs], heads, size)
+    for part, out in zip(rest, parts[1:], strict=False):
+        add_up(part, out)
+    turn_back(parts, cos, sin, rows[:, :outputs])
+    product(rows[:, :outputs], b, rows[:, outputs:])
 
 
 def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: Dropped | None = None) -> None:
@@ -200,7 +210,7 @@ def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: D
 
 
 def add_up(parts: torch.Tensor, out: torch.Tensor) -> None:
-    """out [T, K] += parts [P, T, K], which may be strided as `out` is; rounded once."""
+    """out [T, heads, size] += parts [P, T, heads, size], rounded once."""
     if out.is_cuda:
         return _on_gpu("kernels").add_up(parts, out)
     out.copy_(parts.float().sum(0) + out.float())

@@ -143,21 +143,26 @@ def turn_back(grads, cos, sin, out, eight=None) -> None:
 
 @triton.jit
 def _heads_back(
-    rows, at_row, tail, b, b_row, c, s, inside, heads: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr,
-    HALF: tl.constexpr, TURNS: tl.constexpr, STAGES: tl.constexpr,
+    rows, at_row, tail, b, b_row, c, s, inside, heads: tl.constexpr, rest, part, at_part, PARTS: tl.constexpr, RANK: tl.constexpr,
+    R: tl.constexpr, HALF: tl.constexpr, TURNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`heads` of a tile of rows, the first of which starts at `rows`: turned back in place, and their share to `tail`."""
+    """`heads` of a tile of rows, the first of which starts at `rows`: parts added, turned back in place, and their share to `tail`."""
     at, rank = tl.arange(0, HALF)[None, :], tl.arange(0, R)[None, :]
-    place, weights = rows + at_row + at, b + tl.arange(0, HALF)[:, None] * b_row + rank
+    place, more, weights = rows + at_row + at, rest + at_part + at, b + tl.arange(0, HALF)[:, None] * b_row + rank
     total = tl.zeros([c.shape[0], R], tl.float32)
     for head in tl.range(0, heads, num_stages=STAGES):
         first, second = place + head * 2 * HALF, place + head * 2 * HALF + HALF
         x, y = tl.load(first, inside, 0), tl.load(second, inside, 0)
         weight = tl.load(weights + head * 2 * HALF * b_row, rank < RANK, 0)
         other = tl.load(weights + (head * 2 + 1) * HALF * b_row, rank < RANK, 0)
-        if TURNS:
+        if TURNS or PARTS > 0:
             u, v = x.to(tl.float32), y.to(tl.float32)
-            x, y = (u * c + v * s).to(x.dtype), (v * c - u * s).to(x.dtype)
+            for index in tl.static_range(PARTS):
+                u += tl.load(more + index * part + head * 2 * HALF, inside, 0).to(tl.float32)
+                v += tl.load(more + index * part + head * 2 * HALF + HALF, inside, 0).to(tl.float32)
+            if TURNS:
+                u, v = u * c + v * s, v * c - u * s
+            x, y = u.to(x.dtype), v.to(x.dtype)
             tl.store(first, x, inside)
             tl.store(second, y, inside)
         total = tl.dot(x, weight, total)
@@ -167,7 +172,7 @@ def _heads_back(
 
 @triton.jit
 def _turn_back_in_place(
-    rows, row, outputs, b, b_row, cos, sin, table_row, tokens, Q: tl.constexpr, KV: tl.constexpr,
+    rows, row, outputs, b, b_row, cos, sin, table_row, tokens, rest_k, rest_v, part, PARTS: tl.constexpr, Q: tl.constexpr, KV: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     token = last_first() * ROWS + tl.arange(0, ROWS)[:, None]
@@ -175,10 +180,12 @@ def _turn_back_in_place(
     at = token * table_row + tl.arange(0, HALF)[None, :]
     c, s = tl.load(cos + at, inside, 0).to(tl.float32), tl.load(sin + at, inside, 0).to(tl.float32)
     tail, keys, values = rows + outputs + token * row, 2 * HALF * Q, 2 * HALF * (Q + KV)
-    _heads_back(rows, token * row, tail, b, b_row, c, s, inside, Q, R0, R, HALF, True, STAGES)
-    _heads_back(rows + keys, token * row, tail + R0, b + keys * b_row + R0, b_row, c, s, inside, KV, R1, R, HALF, True, STAGES)
-    b += values * b_row + R0 + R1
-    _heads_back(rows + values, token * row, tail + R0 + R1, b, b_row, c, s, inside, KV, R2, R, HALF, False, STAGES)
+    here, there = token * row, token * (2 * HALF * KV)
+    _heads_back(rows, here, tail, b, b_row, c, s, inside, Q, rest_k, part, there, 0, R0, R, HALF, True, STAGES)
+    b += keys * b_row + R0
+    _heads_back(rows + keys, here, tail + R0, b, b_row, c, s, inside, KV, rest_k, part, there, PARTS, R1, R, HALF, True, STAGES)
+    b += (values - keys) * b_row + R1
+    _heads_back(rows + values, here, tail + R0 + R1, b, b_row, c, s, inside, KV, rest_v, part, there, PARTS, R2, R, HALF, False, STAGES)
 
 
 def fits(size, ranks, cos) -> bool:
@@ -186,8 +193,10 @@ def fits(size, ranks, cos) -> bool:
     return cos.shape[1] * 2 == size and size in (32, 64, 128) and max(ranks) <= 64 and low_rank_kernels.ample(cos.device)
 
 
-def turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin) -> None:
+def turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin, rest) -> None:
+    rest_k, rest_v = rest or (rows, rows)
     _turn_back_in_place[(pieces(len(rows), 64),)](
-        rows, rows.stride(0), outputs, b, b.stride(0), cos, sin, cos.stride(0), len(rows), Q=heads[0], KV=heads[1],
-        R0=ranks[0], R1=ranks[1], R2=ranks[2], R=max(16, power_of_2(max(ranks))), HALF=cos.shape[1], ROWS=64, STAGES=3, num_warps=4,
+        rows, rows.stride(0), outputs, b, b.stride(0), cos, sin, cos.stride(0), len(rows), rest_k, rest_v, rest_k.stride(0),
+        PARTS=len(rest_k) if rest else 0, Q=heads[0], KV=heads[1], R0=ranks[0], R1=ranks[1], R2=ranks[2],
+        R=max(16, power_of_2(max(ranks))), HALF=cos.shape[1], ROWS=64, STAGES=3, num_warps=4,
     )  # fmt: skip
