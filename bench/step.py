@@ -110,7 +110,6 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     kind = "paged_adamw_32bit" if case.optimizer == "paged" else "adamw"
     gradients = learned(kind, 2 if case.deepspeed else None, "optimizer" if case.offload else "none")
     with closing((Zero2 if case.deepspeed else Plain)(model, case)) as step:
-        fast.in_order = case.in_order
         choice = keep(case, model, fast, gradients)
         found = {"kept": choice.told} | timed(step, [[batch] for batch in batches], items, tokens, steps, warm)
         if profile:
@@ -185,12 +184,12 @@ class Models:
 
     def of(self, case: Case) -> tuple[torch.nn.Module, Fast]:
         """The model of a case with nothing held ready."""
-        wanted = (case.base, case.shape, case.rank, case.dropout)
+        wanted = (case.base, case.shape, case.rank, case.dropout, case.in_order)
         if wanted != self.built or case.deepspeed:
             self.model = self.fast = self.built = None
             clean()
             self.model = build(case.shape, case.base, case.rank, case.dropout).train()
-            self.fast = Fast.over(self.model)
+            self.fast = Fast.over(self.model, in_order=case.in_order)
             if CUDA:
                 self.fast.join()  # as the stage train does
             self.built = None if case.deepspeed else wanted  # an engine leaves its hooks in a model

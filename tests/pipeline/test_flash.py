@@ -258,8 +258,8 @@ def test_results_are_compared_with_torchs_on_documents_of_equal_and_of_other_len
             self.result = self.result * (1.1 if wrong else 1)
 
     monkeypatch.setattr(flash, "Flash", Mine)
-    assert flash._agree(torch.device("cpu"), (4, 2), 64) is not wrong
-    assert made == ([False] if wrong else 2 * [False, False, True, False])
+    assert flash._agree(torch.device("cpu"), (4, 2), 64, False) is not wrong
+    assert made == ([False] if wrong else 2 * [False, True, False])
 
 
 @pytest.mark.parametrize("wrong", [False, True])

@@ -164,8 +164,7 @@ def _fast(
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:
-        fast = Fast.over(model, host, models.device())
-        fast.in_order = machine["deterministic"]
+        fast = Fast.over(model, host, models.device(), machine["deterministic"])
         if joins:
             fast.join()
         return fast, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -18,18 +19,18 @@ from tunestation.training.fast.attention import ByTorch, Documents, Gradients, s
 
 LARGEST = 128
 """Columns of a head up to which it has been measured."""
-MANY = 8192
-"""Tokens from which on queries that share a key may go backward one after the other; for fewer the host would not be done in time."""
-TRIED = (((200, 312), False), ((200, 312), True), ((256, 256), False), ((5,) * 300 + (7,), False))
-"""Lengths of documents that are tried at start, and whether in one order: each is a kernel of its own, as equal ones and many short are."""
+SEVERAL, MANY = 4, 8192
+"""Queries that share a key, up to which they may go backward one after the other, and tokens from which: fewer would wait for the host."""
+TRIED = ((200, 312), (256, 256), (5,) * 300 + (7,))
+"""Lengths of documents that are tried at start: each is a kernel of its own."""
 
 
 @cache
-def known(device: torch.device, dtype: torch.dtype, heads: tuple[int, int], size: int) -> bool:
-    """Whether it is here, and right for so many `heads` of queries and of keys with `size` columns each."""
+def known(device: torch.device, dtype: torch.dtype, heads: tuple[int, int], size: int, in_order: bool = False) -> bool:
+    """Whether it is here, and right for so many `heads` of queries and of keys with `size` columns each, `in_order` or not."""
     if size > LARGEST or size % 8 or not hopper.has(device, dtype, "flash-attn-4"):
         return False
-    return hopper.agrees(device, "FlashAttention 4's kernels", "torch's attention is taken", lambda on: _agree(on, heads, size))
+    return hopper.agrees(device, "FlashAttention 4's kernels", "torch's attention is taken", lambda on: _agree(on, heads, size, in_order))
 
 
 def whole(found: Sequence[torch.Tensor], rest: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -40,11 +41,12 @@ def whole(found: Sequence[torch.Tensor], rest: Sequence[torch.Tensor]) -> Sequen
 
 
 def apart(q: torch.Tensor, k: torch.Tensor, documents: Documents) -> bool:
-    """Whether queries that share a key go backward one after the other. Together they add up what they give it in memory, in fp32; that
-    takes longer where they are two, and in packs (micro-seconds of an H200, one after the other and together: 1.8B 764 and 843, 7B in
-    packs 800 and 950, else 1,520 and 1,542)."""
+    """Whether queries that share a key go backward one after the other. Together they add up what they give it in memory, in fp32, which
+    takes longer where they are two, and in packs. Microseconds of an H200, together and one after the other, their parts added in a pass
+    of its own: 1.8B 843 and 819, 7B in packs 950 and 900, else 1,542 and 1,613.
+    """
     group = q.shape[1] // k.shape[1]
-    return len(q) >= MANY and (group == 2 or (2 < group <= 4 and not documents.equal))
+    return len(q) >= MANY and (group == 2 or (2 < group <= SEVERAL and not documents.equal))
 
 
 class Flash:
@@ -105,22 +107,27 @@ def _interface():
     return interface
 
 
-def _agree(device: torch.device, heads: tuple[int, int], size: int) -> bool:
+def _agree(device: torch.device, heads: tuple[int, int], size: int, in_order: bool) -> bool:
     """Whether attention over a few short documents, and its gradients, are torch's on a CPU in fp32."""
-    generator, ways = torch.Generator().manual_seed(0), (False, True) if 1 < heads[0] // heads[1] <= 4 else (False,)
-    return all(_agree_on(device, lengths, in_order, heads, size, one, generator) for one in ways for lengths, in_order in TRIED)
+    generator, ways = torch.Generator().manual_seed(0), (False, True) if 1 < heads[0] // heads[1] <= SEVERAL else (False,)
+    for one_by_one in ways:
+        for lengths in TRIED:
+            cu = torch.tensor([0, *lengths]).cumsum(0).int()
+            documents = Documents(cu, max(lengths), sum(lengths), in_order)
+            if not _agree_on(device, documents, heads, size, one_by_one, generator):
+                return False
+    return True
 
 
 def _agree_on(
-    device: torch.device, lengths: tuple, in_order: bool, heads: tuple[int, int], size: int, one_by_one: bool, generator: torch.Generator
+    device: torch.device, documents: Documents, heads: tuple[int, int], size: int, one_by_one: bool, generator: torch.Generator
 ) -> bool:
-    tokens, found, (many, few) = sum(lengths), [], heads
+    tokens, found, (many, few) = documents.tokens, [], heads
     given = [torch.randn(tokens, count, size, generator=generator).bfloat16() for count in (many, few, few, many)]
-    cu = torch.tensor([0, *lengths]).cumsum(0).int()
     for way, where, dtype in ((ByTorch, torch.device("cpu"), torch.float32), (Flash, device, torch.bfloat16)):
         *of, grad = (x.to(where, dtype) for x in given)
         out, grads = (torch.empty(tokens, count * size + 8, dtype=dtype, device=where)[:, :-8] for count in (many, many + 2 * few))
-        made = way(*of, Documents(cu.to(where), max(lengths), tokens, in_order), size**-0.5, out)
+        made = way(*of, replace(documents, cu_seqlens=documents.cu_seqlens.to(where)), size**-0.5, out)
         made.apart = one_by_one
         found.append([made.result, *whole(*made.gradients(grad, side_by_side(grads, (many, few, few), size)))])
     return hopper.near(*found)

@@ -85,7 +85,9 @@ class Fast:
     """What writes adapters of all layers to weights that are held ready."""
 
     @classmethod
-    def over(cls, adapted: nn.Module, host: memory.Host = memory.ALL_THERE, device: torch.device | None = None) -> Fast:
+    def over(
+        cls, adapted: nn.Module, host: memory.Host = memory.ALL_THERE, device: torch.device | None = None, in_order: bool = False
+    ) -> Fast:
         """Take over the training forward pass of `adapted`, a peft model without an `obstacle`.
 
         What `host` says waits from the start; `device` is where steps will run, if the model is not there yet.
@@ -96,12 +98,12 @@ class Fast:
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
         where, heads = device or inner.device, tuple(blocks[0].heads[:2])
         inside = not eight_bit and blocks[0].pairs and gated.known(where, inner.dtype)
-        attention = Flash if flash.known(where, inner.dtype, heads, blocks[0].size) else ByTorch
+        attention = Flash if flash.known(where, inner.dtype, heads, blocks[0].size, in_order) else ByTorch
         layers = [Layer(block, index, projection, scratch, inside, attention) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
         choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)
         by_quack = quack_loss.known(where, inner.dtype, inner.lm_head.weight.shape[0])
-        fast = cls(inner, layers, norm, choice, Waiting(inner, choice, device), by_quack)
+        fast = cls(inner, layers, norm, choice, Waiting(inner, choice, device), by_quack, in_order)
         stock = inner.forward
         inner.forward = lambda *args, cu_seqlens=None, **options: (
             stock(*args, **options) if cu_seqlens is None else fast.forward(cu_seqlens=cu_seqlens, **options)
