@@ -21,6 +21,16 @@ def test_every_method_learns_with_every_optimizer(station, method, optimizer):
     assert record(trained)["machine"]["gpus"]
 
 
+@pytest.mark.parametrize(
+    ("method", "stage", "offload"),
+    [("qlora", 0, "none"), ("qlora", 1, "optimizer"), ("qlora", 2, "optimizer"), ("qlora", 3, "none"), ("full", 3, "all"), ("full", 2, "none")],
+)
+def test_every_stage_of_zero_learns_wherever_weights_and_states_are(station, method, stage, offload):
+    runtime = (f"runtime.zero_stage={stage}", f"runtime.offload={offload}")
+    losses = list(history(station.make("train", *SHORT, f"train.method={method}", *runtime), "loss").values())
+    assert losses[-1] < losses[0] - 0.3
+
+
 def test_the_optimizers_of_bitsandbytes_learn_nearly_what_torchs_learns(station):
     losses = {
         name: list(history(station.make("train", *SHORT, f"train.optimizer={name}"), "loss").values())
