@@ -146,8 +146,7 @@ def test_in_one_order_gradients_have_the_same_bits_whatever_is_kept(base, length
         model = adapted("bfloat16" if base == "fp8" else base, dropout=dropout).cuda().train()
         if base == "fp8":
             quantise_base(model, torch.device("cuda"))
-        fast = Fast.over(model)
-        fast.in_order = True
+        fast = Fast.over(model, in_order=True)
         fast.keep(choice([keep] * 3, dense))
         torch.manual_seed(5)
         found.append(learned(model, batch_on_gpu(documents(lengths))))

@@ -63,9 +63,17 @@ def test_it_is_torchs_attention_in_rows_with_room_behind_them(kind, in_order, ap
     assert out[:, -64:].isnan().all() and grads[:, -64:].isnan().all()
 
 
+@pytest.fixture(params=[8192, 1], ids=["together", "apart"])
+def many(request, monkeypatch):
+    """From how many tokens on queries that share a key go backward one after the other."""
+    monkeypatch.setattr(flash, "MANY", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("kind", ["equal", "packs"])
-def test_in_one_order_gradients_have_the_same_bits_each_time(kind):
-    of, grad, where = given(LENGTHS[kind], (16, 4), 128, in_order=True)
+def test_in_one_order_gradients_have_the_same_bits_each_time(kind, many):
+    of, grad, where = given(LENGTHS[kind], (16, 8), 128, in_order=True)
+    assert Flash(*of, where, 0.1).apart is (many == 1)
     first = whole(*Flash(*of, where, 0.1).gradients(grad))
     for _ in range(5):
         assert all(torch.equal(one, other) for one, other in zip(first, whole(*Flash(*of, where, 0.1).gradients(grad)), strict=True))
@@ -73,11 +81,11 @@ def test_in_one_order_gradients_have_the_same_bits_each_time(kind):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])
-def test_every_gradient_is_near_to_the_exact_one(base, family):
+def test_every_gradient_is_near_to_the_exact_one(base, family, many):
     every_gradient_is_near_to_the_exact_one(base, family, lambda layer: layer.attention is Flash)
 
 
-def test_it_is_as_near_to_32_bits_as_torchs_attention(monkeypatch):
+def test_it_is_as_near_to_32_bits_as_torchs_attention(monkeypatch, many):
     as_near_to_32_bits(monkeypatch, flash)
 
 

@@ -81,7 +81,7 @@ def of_heads(has_eight: bool) -> None:
     for ranks in ([64] * 3, [8, 16, 4]):
         rows, table = torch.empty(64, 20 * 128 + sum(ranks)).bfloat16(), torch.empty(64, 64)
         if rotary_kernels.fits(128, ranks, table):
-            for rest in ([], [torch.empty(1, 64, 2, 128).bfloat16()] * 2):
+            for rest in ([], *([torch.empty(parts, 64, 2, 128).bfloat16()] * 2 for parts in (1, 3))):
                 rotary_kernels.turn_back_in_place(rows, 2560, [16, 2, 2], ranks, rows, table, table, rest)
 
 

@@ -11,7 +11,7 @@ from tunestation.training.fast import flash, hopper, ops, quack_loss
 from tunestation.training.fast.attention import ByTorch, Documents, side_by_side
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.kept import Keep
-from tunestation.training.fast.model import Fast
+from tunestation.training.fast.model import BITS, Fast
 
 GPU = torch.device("cuda", 0)
 
@@ -187,26 +187,28 @@ class ByHand:
 
     calls = 0
 
-    def _flash_attn_fwd(self, q, k, v, out, cu_seqlens_q=None, **_):
-        made = self.attention(q, k, v, cu_seqlens_q)
-        out.copy_(made.result.view(out.shape))
-        sums = torch.arange(q.numel() // q.shape[-1]).float()  # to be told apart: of which token and head
-        return out, sums.view(q.shape[:-1]).movedim(-1, -2 if cu_seqlens_q is None else 0)
+    def _flash_attn_fwd(self, q, k, v, out, softmax_scale, cu_seqlens_q=None, **_):
+        out.copy_(self.attention(q, k, v, softmax_scale, cu_seqlens_q).result.view(out.shape))
+        return out, self.sums(q)
 
-    def _flash_attn_bwd(self, q, k, v, out, grad, sums, dq, dk, dv, cu_seqlens_q=None, **_):
+    def _flash_attn_bwd(self, q, k, v, out, grad, sums, softmax_scale, dq, dk, dv, cu_seqlens_q=None, **_):
         ByHand.calls += 1
-        made = self.attention(q, k, v, cu_seqlens_q)
-        assert torch.equal(out.flatten(0, -3), made.result)
-        heads = sums.movedim(-2 if cu_seqlens_q is None else 0, -1).flatten(0, -2)
-        assert heads.shape == made.result.shape[:2] and (heads.diff(dim=0) == heads.diff(dim=0)[0, 0]).all()
+        made = self.attention(q, k, v, softmax_scale, cu_seqlens_q)
+        assert torch.allclose(out.flatten(0, -3), made.result, atol=1e-6)
+        assert torch.equal(sums, self.sums(q))
         for place, each in zip((dq, dk, dv), made.gradients(grad.flatten(0, -3))[0], strict=True):
             place.copy_(each.view(place.shape))
 
-    def attention(self, q, k, v, cu):
+    @staticmethod
+    def sums(q):
+        """What only these queries have, as log-sums lie: for each document of a batch, else for all tokens, head by head."""
+        return q[..., 0].transpose(-1, -2).contiguous()
+
+    def attention(self, q, k, v, scale, cu):
         if cu is None:
             cu = torch.arange(0, q.shape[0] * q.shape[1] + 1, q.shape[1]).int()
         q, k, v = (x.flatten(0, -3) for x in (q, k, v))
-        return ByTorch(q, k, v, Documents(cu, int(cu.diff().max()), len(q)), 0.2)
+        return ByTorch(q, k, v, Documents(cu, int(cu.diff().max()), len(q)), scale)
 
 
 @pytest.mark.parametrize("heads", [(4, 2), (8, 2), (6, 2)])
@@ -254,12 +256,16 @@ def test_results_are_compared_with_torchs_on_documents_of_equal_and_of_other_len
     class Mine(ByTorch):
         def __init__(self, q, k, v, documents, scale, out=None):
             super().__init__(q, k, v, documents, scale)
-            made.append(documents.equal)
             self.result = self.result * (1.1 if wrong else 1)
+
+        def gradients(self, grad, outs=None):
+            made.append((self.documents.equal, self.apart))
+            return super().gradients(grad)
 
     monkeypatch.setattr(flash, "Flash", Mine)
     assert flash._agree(torch.device("cpu"), (4, 2), 64, False) is not wrong
-    assert made == ([False] if wrong else 2 * [False, True, False])
+    tried = [(equal, apart) for apart in (False, True) for equal in (False, True, False)]
+    assert made == (tried[:1] if wrong else tried)
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -276,7 +282,7 @@ def test_losses_and_their_gradients_are_compared(wrong, monkeypatch):
 def test_what_made_the_bits_is_named(monkeypatch):
     fast = over(adapted("bfloat16"), monkeypatch)
     monkeypatch.setattr("tunestation.training.fast.model.version", lambda package: {"flash-attn-4": "4.0"}[package])
-    assert fast.made_by == "FlashAttention 4.0"
+    assert fast.made_by == f"fast step {BITS}, FlashAttention 4.0"
     fast.loss_by_quack = True
     monkeypatch.setattr("tunestation.training.fast.model.version", lambda package: {"flash-attn-4": "4.0", "quack-kernels": "0.6"}[package])
-    assert fast.made_by == "QuACK 0.6, FlashAttention 4.0"
+    assert fast.made_by == f"fast step {BITS}, QuACK 0.6, FlashAttention 4.0"

@@ -10,7 +10,7 @@ from tunestation.errors import InputError
 from tunestation.pipeline.job import ALWAYS, NEVER
 from tunestation.stages import train
 from tunestation.training import checkpoints
-from tunestation.training.fast.model import Fast
+from tunestation.training.fast.model import BITS, Fast
 from tunestation.training.memory import Host
 
 SETTINGS = {"max_tokens": 64, "method": "qlora", "base": {"type": "nf4"}}
@@ -29,7 +29,7 @@ def test_a_cpu_promises_equal_bytes_whatever_was_asked():
 
 def test_a_gpu_promises_them_for_gradients_in_one_order_and_names_what_made_the_products(on_a_gpu):
     fast = Fast.over(adapted("bfloat16"))
-    assert train._repeats(True, fast) == fast.made_by == "no QuACK"
+    assert train._repeats(True, fast) == fast.made_by == f"fast step {BITS}"
     assert train._repeats(False, fast) == train._repeats(True, None) == NEVER
 
 

@@ -15,6 +15,7 @@ from tunestation.models.native.registry import NATIVE
 from tunestation.recipe.schema import Runtime
 from tunestation.recipe.train import Train
 from tunestation.training import families, foresight, targets, zero
+from tunestation.training.batches import placed
 from tunestation.training.fast.model import Fast, obstacle
 from tunestation.training.learned import learned
 from tunestation.training.loss import summed_loss
@@ -111,7 +112,7 @@ def made(config, method, again=False, chosen=EVERY):
 
 def forward(model, method, tokens=TOKENS):
     """The loss of one document."""
-    batch = packs(documents([tokens]))
+    batch = placed(packs(documents([tokens])), torch.device("cpu"))
     labels = batch.pop("labels") % model.config.vocab_size
     batch["input_ids"] %= model.config.vocab_size
     with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in method):

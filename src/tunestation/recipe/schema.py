@@ -124,7 +124,7 @@ class Runtime(Part):
     """Recompute activations in the backward pass: less memory, a third more work. auto: of as few layers as this GPU's memory asks for."""
     deterministic: bool = False
     """On a GPU, sum the gradients of attention in one order, so that equal inputs give equal bytes; up to 7 % slower, with FlashAttention 4
-    (H100, H200) not. A CPU has one order anyway."""
+    (H100, H200) 1 %. A CPU has one order anyway."""
     min_gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
     """What the recipe was made for; a smaller GPU is warned about before training."""
 

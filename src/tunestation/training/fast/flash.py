@@ -19,8 +19,10 @@ from tunestation.training.fast.attention import ByTorch, Documents, Gradients, s
 
 LARGEST = 128
 """Columns of a head up to which it has been measured."""
-SEVERAL, MANY = 4, 8192
-"""Queries that share a key, up to which they may go backward one after the other, and tokens from which: fewer would wait for the host."""
+SEVERAL = 4
+"""Most queries that share a key for which `apart` has been measured."""
+MANY = 8192
+"""Tokens from which on queries go `apart`: with fewer the GPU would wait for the host."""
 TRIED = ((200, 312), (256, 256), (5,) * 300 + (7,))
 """Lengths of documents that are tried at start: each is a kernel of its own."""
 
@@ -34,7 +36,7 @@ def known(device: torch.device, dtype: torch.dtype, heads: tuple[int, int], size
 
 
 def whole(found: Sequence[torch.Tensor], rest: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """`Gradients` of q, k and v with all of their parts, where they were."""
+    """Adds the parts of `Gradients` to those of k and v, in place."""
     for parts, gradient in zip(rest, found[1:], strict=False):
         ops.add_up(parts, gradient)
     return found
@@ -67,11 +69,13 @@ class Flash:
         if outs is None:
             outs = [x.new_empty(x.shape) for x in self.of]
         if self.apart:
-            return outs, self._one_by_one(grad, outs)
+            return outs, self._query_by_query(grad, outs)
         self._backward((*self.of, self.result, grad), self.sums, outs)
         return outs, ()
 
-    def _one_by_one(self, grad: torch.Tensor, outs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _query_by_query(self, grad: torch.Tensor, outs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The first of each key's queries gives its gradients to `outs`; returned is what the others give. All are rounded before they are
+        added."""
         (q, k, v), (d_q, *d_keys) = self.of, outs
         group = q.shape[1] // k.shape[1]
         rest = [k.new_empty(group - 1, *k.shape) for _ in d_keys]

@@ -29,6 +29,8 @@ from tunestation.training.fast.weights import Member, Scratch, Together
 
 MANY = 1024
 """Rows of logits."""
+BITS = 2
+"""Raised whenever this step gives other bits on a GPU. 2: residuals inside of products, and queries that go backward one by one."""
 LEARNING = ("lora_A.default.weight", "lora_B.default.weight")
 """What peft calls the weights that it teaches; an adapter may let more learn: DoRA's magnitudes, biases, whole modules."""
 
@@ -116,7 +118,7 @@ class Fast:
         first = self.layers[0]
         used = {"QuACK": "quack-kernels"} if first.gate_up.paired or self.loss_by_quack else {}
         used |= {"FlashAttention": "flash-attn-4"} if first.attention is Flash else {}
-        return ", ".join(f"{name} {version(package)}" for name, package in used.items()) or "no QuACK"
+        return ", ".join([f"fast step {BITS}", *(f"{name} {version(package)}" for name, package in used.items())])
 
     def join(self) -> None:
         """From now on adapters learn as one weight a layer, where they are of one kind: for a GPU, which small ones keep waiting.

@@ -210,7 +210,7 @@ def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: D
 
 
 def add_up(parts: torch.Tensor, out: torch.Tensor) -> None:
-    """out [T, heads, size] += parts [P, T, heads, size], rounded once."""
+    """out [T, heads, size] += parts [P, T, heads, size]; their sum is rounded once."""
     if out.is_cuda:
         return _on_gpu("kernels").add_up(parts, out)
     out.copy_(parts.float().sum(0) + out.float())

@@ -198,5 +198,6 @@ def turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin, rest) -> None:
     _turn_back_in_place[(pieces(len(rows), 64),)](
         rows, rows.stride(0), outputs, b, b.stride(0), cos, sin, cos.stride(0), len(rows), rest_k, rest_v, rest_k.stride(0),
         PARTS=len(rest_k) if rest else 0, Q=heads[0], KV=heads[1], R0=ranks[0], R1=ranks[1], R2=ranks[2],
-        R=max(16, power_of_2(max(ranks))), HALF=cos.shape[1], ROWS=64, STAGES=3, num_warps=4,
+        R=max(16, power_of_2(max(ranks))), HALF=cos.shape[1], ROWS=64, num_warps=4,
+        STAGES=2 if rest else 3,  # else there is room for one block alone beside the parts
     )  # fmt: skip
