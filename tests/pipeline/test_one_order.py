@@ -10,6 +10,7 @@ from tunestation.errors import InputError
 from tunestation.pipeline.job import ALWAYS, NEVER
 from tunestation.stages import train
 from tunestation.training import checkpoints
+from tunestation.training.fast import flash
 from tunestation.training.fast.model import BITS, Fast
 from tunestation.training.memory import Host
 
@@ -34,15 +35,19 @@ def test_a_gpu_promises_them_for_gradients_in_one_order_and_names_what_made_the_
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_the_fast_step_is_told(asked):
-    fast, why_not = train._fast(adapted("nf4"), SETTINGS, machine(asked), config(), Host(), joins=False)
+@pytest.mark.parametrize(("micro", "many"), [(127, False), (128, True)])
+def test_the_fast_step_is_told_and_tries_attention_as_it_will_go(asked, micro, many, monkeypatch):
+    tried = []
+    monkeypatch.setattr(flash, "known", lambda *given: tried.append(given[2:]))
+    fast, why_not = train._fast(adapted("nf4"), SETTINGS, machine(asked, micro), config(), Host(), joins=False)
     assert why_not is None
     assert fast.in_order is asked
+    assert tried == [((4, 2), 32, asked, many)]
 
 
-def machine(asked: bool) -> dict:
+def machine(asked: bool, micro: int = 1) -> dict:
     """Of `runtime`, what choosing a step asks for."""
-    return {"gradient_checkpointing": False, "deterministic": asked}
+    return {"gradient_checkpointing": False, "deterministic": asked, "micro_batch_size": micro}
 
 
 def config() -> dict:

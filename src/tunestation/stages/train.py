@@ -164,7 +164,8 @@ def _fast(
     if settings["method"] == "qlora" and settings["base"]["type"] == "fp8":
         quantise_base(model, models.device())
     if reason is None:
-        fast = Fast.over(model, host, models.device(), machine["deterministic"])
+        most = settings["max_tokens"] * machine["micro_batch_size"]
+        fast = Fast.over(model, host, models.device(), machine["deterministic"], most)
         if joins:
             fast.join()
         return fast, None

@@ -28,11 +28,15 @@ TRIED = ((200, 312), (256, 256), (5,) * 300 + (7,))
 
 
 @cache
-def known(device: torch.device, dtype: torch.dtype, heads: tuple[int, int], size: int, in_order: bool = False) -> bool:
-    """Whether it is here, and right for so many `heads` of queries and of keys with `size` columns each, `in_order` or not."""
+def known(
+    device: torch.device, dtype: torch.dtype, heads: tuple[int, int], size: int, in_order: bool = False, many: bool = True
+) -> bool:
+    """Whether it is here, and right for so many `heads` of queries and of keys with `size` columns each, `in_order` or not; also where
+    queries go `apart`, if there are so `many` tokens at once."""
     if size > LARGEST or size % 8 or not hopper.has(device, dtype, "flash-attn-4"):
         return False
-    return hopper.agrees(device, "FlashAttention 4's kernels", "torch's attention is taken", lambda on: _agree(on, heads, size, in_order))
+    what, otherwise = "FlashAttention 4's kernels", "torch's attention is taken"
+    return hopper.agrees(device, what, otherwise, lambda on: _agree(on, heads, size, in_order, many))
 
 
 def whole(found: Sequence[torch.Tensor], rest: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -111,10 +115,10 @@ def _interface():
     return interface
 
 
-def _agree(device: torch.device, heads: tuple[int, int], size: int, in_order: bool) -> bool:
+def _agree(device: torch.device, heads: tuple[int, int], size: int, in_order: bool, many: bool) -> bool:
     """Whether attention over a few short documents, and its gradients, are torch's on a CPU in fp32."""
-    generator, ways = torch.Generator().manual_seed(0), (False, True) if 1 < heads[0] // heads[1] <= SEVERAL else (False,)
-    for one_by_one in ways:
+    generator = torch.Generator().manual_seed(0)
+    for one_by_one in (False, True) if many and 1 < heads[0] // heads[1] <= SEVERAL else (False,):
         for lengths in TRIED:
             cu = torch.tensor([0, *lengths]).cumsum(0).int()
             documents = Documents(cu, max(lengths), sum(lengths), in_order)

@@ -88,11 +88,16 @@ class Fast:
 
     @classmethod
     def over(
-        cls, adapted: nn.Module, host: memory.Host = memory.ALL_THERE, device: torch.device | None = None, in_order: bool = False
+        cls,
+        adapted: nn.Module,
+        host: memory.Host = memory.ALL_THERE,
+        device: torch.device | None = None,
+        in_order: bool = False,
+        tokens: int = flash.MANY,
     ) -> Fast:
         """Take over the training forward pass of `adapted`, a peft model without an `obstacle`.
 
-        What `host` says waits from the start; `device` is where steps will run, if the model is not there yet.
+        What `host` says waits from the start; `device` is where steps will run, if the model is not there yet, with up to `tokens` at once.
         """
         inner, scratch = adapted.get_base_model(), Scratch()
         eight_bit = any(isinstance(module, Float8Linear) for module in inner.modules())
@@ -100,7 +105,7 @@ class Fast:
         blocks = [Block.of(module, inner.config) for module in inner.model.layers]
         where, heads = device or inner.device, tuple(blocks[0].heads[:2])
         inside = not eight_bit and blocks[0].pairs and gated.known(where, inner.dtype)
-        attention = Flash if flash.known(where, inner.dtype, heads, blocks[0].size, in_order) else ByTorch
+        attention = Flash if flash.known(where, inner.dtype, heads, blocks[0].size, in_order, tokens >= flash.MANY) else ByTorch
         layers = [Layer(block, index, projection, scratch, inside, attention) for index, block in enumerate(blocks)]
         norm = Norm(inner.model.norm, blocks[0].norm1.offset)
         choice = memory.Choice(0, 0, len(layers), 0, memory.LITTLE_LOGITS, host)
