@@ -25,13 +25,13 @@ def on_a_gpu(monkeypatch):
 
 
 def test_a_cpu_promises_equal_bytes_whatever_was_asked():
-    assert train._repeats(False, None) == ALWAYS
+    assert train._repeats("") == ALWAYS
 
 
-def test_a_gpu_promises_them_for_gradients_in_one_order_and_names_what_made_the_products(on_a_gpu):
+def test_a_gpu_promises_them_for_gradients_in_one_order_and_names_what_made_them(on_a_gpu):
     fast = Fast.over(adapted("bfloat16"))
-    assert train._repeats(True, fast) == fast.made_by == f"fast step {BITS}"
-    assert train._repeats(False, fast) == train._repeats(True, None) == NEVER
+    assert train._repeats(fast.made_by) == fast.made_by == f"fast step {BITS}"
+    assert train._repeats("") == NEVER
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -69,11 +69,20 @@ def test_a_gpu_without_flash_attention_is_refused_before_anything_is_loaded(on_a
     train._refuse_old_gpu(SETTINGS, machine(False))
 
 
-def test_a_checkpoint_says_whether_all_before_it_was_in_one_order(tmp_path):
-    for in_order in (False, True):
-        saving, folder = tmp_path / "saving", tmp_path / str(in_order)
-        (saving / "checkpoint-4").mkdir(parents=True)
-        folder.mkdir()
-        checkpoints.seal(saving, folder, checkpoints.Stamp(4, 1, 1, 2, None, in_order=in_order))
-        assert checkpoints.stamp_of(folder / "checkpoint-4").in_order is in_order
-        assert ("in_order" in (folder / "checkpoint-4" / checkpoints.STAMP).read_text()) is in_order
+@pytest.mark.parametrize("by", ["", "fast step 2"])
+def test_a_checkpoint_says_what_summed_all_before_it_in_one_order(by, tmp_path):
+    saving, folder = tmp_path / "saving", tmp_path / "folder"
+    (saving / "checkpoint-4").mkdir(parents=True)
+    folder.mkdir()
+    checkpoints.seal(saving, folder, checkpoints.Stamp(4, 1, 1, 2, None, in_order=by))
+    assert checkpoints.stamp_of(folder / "checkpoint-4").in_order == by
+    assert ("in_order" in (folder / "checkpoint-4" / checkpoints.STAMP).read_text()) is bool(by)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "all_of_it"),
+    [("step 2", "step 2", "step 2"), ("step 1", "step 2", ""), ("", "step 2", ""), ("step 2", "", ""), (True, "step 2", "")],
+)
+def test_going_on_by_another_step_gives_other_bytes(before, after, all_of_it):
+    """Checkpoints that say true do not name what made them."""
+    assert checkpoints.Stamp(4, 1, 1, 2, None, in_order=before).in_one_order(after) == all_of_it

@@ -69,14 +69,12 @@ def run(params: dict, job: Job) -> Result:
     result = _train(trainer, job, order, setup, max(lengths))
     step = f"transformers' own step, since {why_not}" if fast is None else f"the fast step, {fast.choice.told}"
     observed = result.observed | {"step": step} | foresight.planned(setup, fast, rows)
-    return replace(result, repeats=_repeats(trainer.in_order, fast), observed=observed)
+    return replace(result, repeats=_repeats(trainer.in_order), observed=observed)
 
 
-def _repeats(in_order: bool, fast: Fast | None) -> str:
-    """What `Result.repeats` says of a training whose gradients were all summed in one order, or not."""
-    if not torch.cuda.is_available():
-        return ALWAYS
-    return fast.made_by if fast and in_order else NEVER
+def _repeats(in_order: str) -> str:
+    """What `Result.repeats` says of a training whose gradients were all summed in one order by what `in_order` names, if by anything."""
+    return in_order or NEVER if torch.cuda.is_available() else ALWAYS
 
 
 def _adapter(params: dict, job: Job) -> Path:
@@ -217,7 +215,7 @@ def _trainer(params, job, model, fast, setup: Setup, tokenizer, args, rows, leng
         train_dataset=Visits(rows, order.visits),
         eval_dataset=held_out,
         callbacks=callbacks,
-        in_order=fast is not None and fast.in_order and torch.cuda.is_available() and world_size() == 1,
+        in_order=fast.made_by if fast and fast.in_order and torch.cuda.is_available() and world_size() == 1 else "",
     )
     return trainer
 
@@ -258,7 +256,7 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order, setup: Setup, longest
     checkpoint = checkpoints.to_resume(folder, world, partial(least, args=trainer.args))
     if checkpoint:
         print(f"  going on from {checkpoint.name}", flush=True)
-        trainer.in_order = trainer.in_order and checkpoints.stamp_of(checkpoint).in_order
+        trainer.in_order = checkpoints.stamp_of(checkpoint).in_one_order(trainer.in_order)
     tokens = longest * job.machine["micro_batch_size"]
     with checkpoints.trusted_classes_only(checkpoint), advised(tokens, partial(foresight.advice, setup)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

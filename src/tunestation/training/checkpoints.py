@@ -50,8 +50,12 @@ class Stamp:
     """Each node has the part of its own processes. Not written when it is 1, as whatever is as a default says."""
     joined: bool = False
     """Whether the optimizer has one weight a layer."""
-    in_order: bool = False
-    """Whether a GPU has summed all gradients up to here in one order."""
+    in_order: str = ""
+    """What has summed all gradients up to here in one order on a GPU (`Fast.made_by`), if anything has; older ones say true."""
+
+    def in_one_order(self, by: str) -> str:
+        """What has summed all gradients in one order once training has gone on `by` this; nothing, if the first were summed otherwise."""
+        return by if self.in_order == by else ""
 
 
 def complete(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ class RecipeTrainer(Trainer):
     """One epoch over the drawn visits; a checkpoint appears under its name only when it is complete."""
 
     def __init__(
-        self, *, folder: Path, keep: int, zero_stage: int, held_out: list[dict], collate: Collator, in_order: bool, **options: object
+        self, *, folder: Path, keep: int, zero_stage: int, held_out: list[dict], collate: Collator, in_order: str, **options: object
     ):
         super().__init__(compute_loss_func=mean_over_batch, data_collator=collate, **options)
         self.remove_callback(ProgressCallback)
@@ -36,7 +36,7 @@ class RecipeTrainer(Trainer):
         self.held_out = held_out
         self.held_out_loss: dict[int, float] = {}
         self.in_order = in_order
-        """Whether all gradients so far were summed in one order, on one GPU."""
+        """What has summed all gradients so far in one order, on one GPU; empty if nothing has."""
 
     def _get_train_sampler(self, train_dataset: object = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
