@@ -17,7 +17,7 @@ from measuring import CUDA, issued, limits, median_seconds, tell
 
 from tunestation.training.fast import flash, ops
 from tunestation.training.fast.attention import ByTorch, Documents, side_by_side
-from tunestation.training.fast.flash import Flash, whole
+from tunestation.training.fast.flash import Flash
 
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 TOKENS, LENGTH, SIZE, ROOM = (16384, 2048, 128, 64) if CUDA else (128, 32, 16, 16)
@@ -57,7 +57,8 @@ def attended(way: type, rows: Rows) -> ByTorch | Flash:
 def forward_and_back(way: type, rows: Rows) -> None:
     """Both."""
     made, out = attended(way, rows), rows.grads[:, : rows.outputs]
-    found = whole(*made.gradients(rows.d_result.view(made.result.shape), rows.parts(out)))
+    found, rest = made.gradients(rows.d_result.view(made.result.shape), rows.parts(out))
+    ops.add_up(rest, found[1:])
     ops.turn_back(found, rows.cos, rows.sin, out)
 
 

@@ -59,10 +59,10 @@ def draw(model: nn.Module, device: torch.device, four_bit: bool) -> None:
     They are the same with `four_bit`, where every linear layer but the head is turned into NF4 as soon as it is drawn. All these are drawn
     in one place, as training reads them: each in its own would leave gaps among 4-bit weights.
     """
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not model.lm_head]
-    stage = torch.empty(max(module.weight.numel() for module in linear) if four_bit else 0, dtype=torch.bfloat16, device=device)
+    passing = [module for module in model.modules() if four_bit and isinstance(module, nn.Linear) and module is not model.lm_head]
+    stage = torch.empty(max((module.weight.numel() for module in passing), default=0), dtype=torch.bfloat16, device=device)
     for name, module in list(model.named_modules()):
-        passes = four_bit and module in linear
+        passes = module in passing
         for kind, weight in list(module.named_parameters(recurse=False)):
             made = stage[: weight.numel()].view(weight.shape) if passes else torch.empty(weight.shape, dtype=weight.dtype, device=device)
             made = made.fill_(1) if made.dim() == 1 else made.normal_(0, model.config.initializer_range)

@@ -17,9 +17,9 @@ import torch
 from cases import case_of, rows
 from measuring import Clock, limits, tell
 from models import SHAPES
-from step import WARM, Models, Plain, keep, moved
+from step import WARM, Models, Plain, keep
 
-from tunestation.training.batches import lay
+from tunestation.training.batches import lay, placed
 from tunestation.training.fast import gated, ops
 from tunestation.training.fast.attention import ByTorch
 from tunestation.training.fast.flash import Flash
@@ -77,7 +77,7 @@ def step_of(name: str, shape: str | None) -> Callable[[], object]:
     """A step of the case without DeepSpeed, with what is kept as the bench keeps it."""
     case = case_of(name, shape)
     model, fast = Models().of(case)
-    batch = moved(lay(rows(case, 0)), model.device)
+    batch = placed(lay(rows(case, 0)), model.device)
     del batch["labels"]
     step = Plain(model, case)
     keep(case, model, fast, learned("adamw", None, "none"))

@@ -20,7 +20,7 @@ from measuring import CUDA, GIB, Clock, capped, clean, failure, figures, issued,
 from models import SHAPES, build, configuration
 
 from tunestation.training import memory, zero
-from tunestation.training.batches import lay
+from tunestation.training.batches import lay, placed
 from tunestation.training.clipping import without_waiting
 from tunestation.training.fast.model import Fast
 from tunestation.training.learned import Learned, learned
@@ -104,7 +104,7 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     """The row of one case."""
     device = next(model.parameters()).device
     batches = [lay(rows(case, index)) for index in range(3)]
-    batches = [moved(batch, device) for batch in batches]
+    batches = [placed(batch, device) for batch in batches]
     items = [len(batch["targets"]) for batch in batches]
     tokens = sum(batch.pop("labels").numel() for batch in batches) / 3
     kind = "paged_adamw_32bit" if case.optimizer == "paged" else "adamw"
@@ -117,11 +117,6 @@ def measure(case: Case, model: torch.nn.Module, fast: Fast, steps: int, warm: in
     waiting = sum(memory.host_bytes(fast.shape, choice, case.length * case.sequences, case.base).values())
     found["host_gib"] = round((waiting + gradients.host * fast.shape.adapters) / GIB, 2)
     return found | {name: value for name, value in asdict(case).items() if name != "name"}
-
-
-def moved(batch: dict, device: torch.device) -> dict:
-    """A micro-batch where the model is."""
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
 def keep(case: Case, model: torch.nn.Module, fast: Fast, gradients: Learned) -> memory.Choice:

@@ -17,7 +17,7 @@ from test_fast_step import adapted, choice, documents, learned
 from unwaited import nothing_waits
 
 from tunestation.training import clipping
-from tunestation.training.batches import Collate, lay
+from tunestation.training.batches import Collate, lay, placed
 from tunestation.training.fast import ops
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.kept import Keep
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def batch_on_gpu(rows, collate=lay):
     """A micro-batch on the GPU."""
-    return {name: value.cuda() if torch.is_tensor(value) else value for name, value in collate(rows).items()}
+    return placed(collate(rows), torch.device("cuda"))
 
 
 def errors(one, other):

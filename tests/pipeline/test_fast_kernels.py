@@ -200,7 +200,7 @@ def test_parts_are_added_up_in_strided_rows(heads, parts):
     given, outs = numbers(parts, ROWS, heads, 64), strided(ROWS, heads * 64)
     outs[0].copy_(numbers(ROWS, heads * 64))
     outs[1].copy_(outs[0])
-    ops.add_up(given, outs[0].unflatten(1, (heads, 64)))
+    ops.add_up([given], [outs[0].unflatten(1, (heads, 64))])
     kernels.add_up(moved(given), outs[1].unflatten(1, (heads, 64)))
     near(outs[1], outs[0])
 

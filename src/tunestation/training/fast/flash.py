@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -37,13 +36,6 @@ def known(
         return False
     what, otherwise = "FlashAttention 4's kernels", "torch's attention is taken"
     return hopper.agrees(device, what, otherwise, lambda on: _agree(on, heads, size, in_order, many))
-
-
-def whole(found: Sequence[torch.Tensor], rest: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Adds the parts of `Gradients` to those of k and v, in place."""
-    for parts, gradient in zip(rest, found[1:], strict=False):
-        ops.add_up(parts, gradient)
-    return found
 
 
 def apart(q: torch.Tensor, k: torch.Tensor, documents: Documents) -> bool:
@@ -117,25 +109,22 @@ def _interface():
 
 def _agree(device: torch.device, heads: tuple[int, int], size: int, in_order: bool, many: bool) -> bool:
     """Whether attention over a few short documents, and its gradients, are torch's on a CPU in fp32."""
-    generator = torch.Generator().manual_seed(0)
-    for one_by_one in (False, True) if many and 1 < heads[0] // heads[1] <= SEVERAL else (False,):
-        for lengths in TRIED:
-            cu = torch.tensor([0, *lengths]).cumsum(0).int()
-            documents = Documents(cu, max(lengths), sum(lengths), in_order)
-            if not _agree_on(device, documents, heads, size, one_by_one, generator):
-                return False
-    return True
+    generator, ways = torch.Generator().manual_seed(0), (False, True) if many and 1 < heads[0] // heads[1] <= SEVERAL else (False,)
+    return all(_agree_on(device, lengths, in_order, heads, size, one_by_one, generator) for one_by_one in ways for lengths in TRIED)
 
 
 def _agree_on(
-    device: torch.device, documents: Documents, heads: tuple[int, int], size: int, one_by_one: bool, generator: torch.Generator
+    device: torch.device, lengths: tuple, in_order: bool, heads: tuple[int, int], size: int, one_by_one: bool, generator: torch.Generator
 ) -> bool:
-    tokens, found, (many, few) = documents.tokens, [], heads
+    tokens, found, (many, few) = sum(lengths), [], heads
     given = [torch.randn(tokens, count, size, generator=generator).bfloat16() for count in (many, few, few, many)]
+    cu = torch.tensor([0, *lengths]).cumsum(0).int()
     for way, where, dtype in ((ByTorch, torch.device("cpu"), torch.float32), (Flash, device, torch.bfloat16)):
         *of, grad = (x.to(where, dtype) for x in given)
         out, grads = (torch.empty(tokens, count * size + 8, dtype=dtype, device=where)[:, :-8] for count in (many, many + 2 * few))
-        made = way(*of, replace(documents, cu_seqlens=documents.cu_seqlens.to(where)), size**-0.5, out)
+        made = way(*of, Documents(cu.to(where), max(lengths), tokens, in_order), size**-0.5, out)
         made.apart = one_by_one
-        found.append([made.result, *whole(*made.gradients(grad, side_by_side(grads, (many, few, few), size)))])
+        gradients, rest = made.gradients(grad, side_by_side(grads, (many, few, few), size))
+        ops.add_up(rest, gradients[1:])
+        found.append([made.result, *gradients])
     return hopper.near(*found)

@@ -9,7 +9,6 @@ import torch
 from tunestation.training.fast import ops
 from tunestation.training.fast.attention import Gradients, side_by_side
 from tunestation.training.fast.block import Block
-from tunestation.training.fast.flash import whole
 from tunestation.training.fast.projection import Projection
 from tunestation.training.fast.step import Step
 from tunestation.training.fast.weights import Buffer
@@ -51,7 +50,7 @@ class Heads:
             buffer = qkv.begin_backward(grads, wanted)
             ops.turn_back_in_place(grads, self.counts, qkv.filling.ranks, buffer.b, step.cos, step.sin, rest)
             return None, buffer
-        turned = whole(turned, rest)
+        ops.add_up(rest, turned[1:])
         if self.norms:
             self._through_norms(turned, before, step, out, there)
         else:

@@ -187,16 +187,14 @@ def turn_back_in_place(
     """rows [T, N + R]: the first N columns, gradients of `heads` of queries, keys and values, turned back but for values; the last R
     columns = those @ b.
 
-    b [N, R] has for queries, keys and values `ranks` columns each, and zeros in those of the others. `rest`, if anything, is first added:
-    parts [P, T, heads, size] of keys', and of values' gradients.
+    b [N, R] has for queries, keys and values `ranks` columns each, and zeros in those of the others. First keys and values `add_up` `rest`.
     """
     outputs = b.shape[0]
     size = outputs // sum(heads)
     if rows.is_cuda and _on_gpu("rotary_kernels").fits(size, ranks, cos):
         return _on_gpu("rotary_kernels").turn_back_in_place(rows, outputs, heads, ranks, b, cos, sin, rest)
     parts = side_by_side(rows[:, :outputs], heads, size)
-    for part, out in zip(rest, parts[1:], strict=False):
-        add_up(part, out)
+    add_up(rest, parts[1:])
     turn_back(parts, cos, sin, rows[:, :outputs])
     product(rows[:, :outputs], b, rows[:, outputs:])
 
@@ -209,11 +207,13 @@ def copy(x: torch.Tensor, out: torch.Tensor, eight: Eight | None = None, drop: D
     _fill(eight, out, drop)
 
 
-def add_up(parts: torch.Tensor, out: torch.Tensor) -> None:
-    """out [T, heads, size] += parts [P, T, heads, size]; their sum is rounded once."""
-    if out.is_cuda:
-        return _on_gpu("kernels").add_up(parts, out)
-    out.copy_(parts.float().sum(0) + out.float())
+def add_up(rest: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> None:
+    """Each of `outs` [T, heads, size] += its parts [P, T, heads, size] in `rest`, which may be empty; the sum is rounded once."""
+    for parts, out in zip(rest, outs, strict=bool(rest)):
+        if out.is_cuda:
+            _on_gpu("kernels").add_up(parts, out)
+        else:
+            out.copy_(parts.float().sum(0) + out.float())
 
 
 def scatter(x: torch.Tensor, places: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
