@@ -1,6 +1,7 @@
 """Child processes of tests find the project where pytest does, whatever folder they run in; no test depends on the clock or the terminal.
 
-Where several processes share the work (pytest-xdist), each takes whole files, and one of them all tests of a GPU, one those of the image.
+Where several processes share the work (pytest-xdist), each takes whole files, and one of them all tests of a GPU, one those of the image;
+with `--dist worksteal` each takes whatever test is next, which is faster for the tests of a GPU that has room for many.
 """
 
 import os
@@ -18,7 +19,9 @@ settings.load_profile("unhurried")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Files share what their fixtures have made."""
+    """Files share what their fixtures have made; other ways than the usual one are left to pytest-xdist."""
+    if config.getvalue("dist") != "load":
+        return None
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
