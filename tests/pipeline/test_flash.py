@@ -154,7 +154,7 @@ def test_without_the_packages_torch_and_our_kernels_do_it_in_silence(asked, monk
 def test_kernels_that_give_other_results_or_do_not_run_are_left_and_that_is_said(asked, capsys):
     asked(lambda *_: False)
     assert not flash_known() and not loss_known(92544)
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().out.endswith(
         "  note: FlashAttention 4's kernels give other results here; torch's attention is taken\n"
         "  note: QuACK's kernels of the loss give other results here; ours is taken\n"
     )

@@ -112,7 +112,11 @@ def on_hopper(monkeypatch):
     return ask
 
 
-def test_kernels_that_agree_are_taken_in_silence(on_hopper, capsys):
+def test_before_kernels_are_tried_it_is_said_once_that_this_may_take_its_time(on_hopper, capsys):
+    hopper._announce.cache_clear()
+    said = []
+    assert on_hopper(lambda _device: said.append(capsys.readouterr().out) or True)
+    assert len(said) == 1 and "the first time on a machine they are compiled" in said[0]
     assert on_hopper(lambda _device: True)
     assert capsys.readouterr().out == ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -28,6 +29,7 @@ def installed(package: str) -> bool:
 
 def agrees(device: torch.device, what: str, otherwise: str, agree: Callable[[torch.device], bool]) -> bool:
     """Whether `agree` finds that `what` gives what it shall on `device`; if not, or if it does not run, that is said, and what is taken."""
+    _announce()
     try:
         with torch.cuda.device(device):
             same = agree(device)
@@ -38,6 +40,12 @@ def agrees(device: torch.device, what: str, otherwise: str, agree: Callable[[tor
     if why:
         print(f"  note: {what} {why}; {otherwise}", flush=True)
     return not why
+
+
+@cache
+def _announce() -> None:
+    """Once in a process: else nobody would know what a first training waits for."""
+    print("  trying kernels for this GPU; the first time on a machine they are compiled, which takes a minute or two", flush=True)
 
 
 def near(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> bool:
