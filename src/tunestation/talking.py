@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 from tunestation.chat.weights import PRECISIONS, Weights
@@ -127,10 +126,10 @@ def _run(command: list[str], environment: dict[str, str], interrupts: bool) -> t
     Ctrl-C and SIGTERM end the child in good order; in a terminal conversation Ctrl-C only stops an answer, which the child does.
     """
     started: list[subprocess.Popen] = []
-    stopped = threading.Event()
+    stopped: list[int] = []  # no Event, whose set() another signal may interrupt and then wait for
 
-    def stop(*_: object) -> None:
-        stopped.set()
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
         for child in started:
             child.terminate()
 
@@ -138,6 +137,6 @@ def _run(command: list[str], environment: dict[str, str], interrupts: bool) -> t
     signal.signal(signal.SIGINT, stop if interrupts else lambda *_: None)
     with subprocess.Popen(command, env=environment) as child:
         started.append(child)
-        if stopped.is_set():
+        if stopped:
             child.terminate()
-        return child.wait(), stopped.is_set()
+        return child.wait(), bool(stopped)

@@ -46,9 +46,9 @@ def choose_password() -> tuple[str, bool]:
 
 def serve(app: ASGIApp, host: str, port: int, ready: str) -> None:
     """Serve `app` until SIGINT or SIGTERM; prints `ready` once it answers."""
-    stop = threading.Event()
+    stopped: list[int] = []  # no Event: a second signal within its set() would wait for itself, and one often follows at once
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _frame: stopped.append(number))
     # Open streams and the page's heartbeat would keep it from ending.
     server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="error", ws="none", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, name="server")
@@ -58,7 +58,8 @@ def serve(app: ASGIApp, host: str, port: int, ready: str) -> None:
     if not thread.is_alive():
         raise TunestationError("the server did not start.")
     print(ready, flush=True)
-    stop.wait()
+    while not stopped:
+        time.sleep(0.1)
     logging.disable()  # uvicorn calls it an error of the page that its open streams are cut off
     server.should_exit = True
     thread.join()
