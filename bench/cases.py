@@ -41,6 +41,18 @@ class Case:
     """Times as many steps, before and among those that are measured: where they are short, ways of products take turns for longer."""
 
 
+    @property
+    def told(self) -> str:
+        """The case in words."""
+        tokens = f"{self.sequences * self.length:,} tokens in documents of 60 to 600"
+        rows = tokens if self.documents else f"{self.sequences} x {self.length:,} tokens"
+        words = [f"{self.shape}, {self.base} base, rank {self.rank}", rows]
+        words += [f"dropout {self.dropout:g}"] * (self.dropout > 0) + [f"at most {self.gib} GiB"] * (self.gib is not None)
+        words += ["Adam's states paged"] * (self.optimizer == "paged") + ["sums in one order"] * self.in_order
+        words += ["under ZeRO-2"] * self.deepspeed
+        return ", ".join(words)
+
+
 CASES = {
     case.name: case
     for case in (

@@ -6,7 +6,6 @@ weights and token ids for every stack, tokens without padding, median of the ste
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 from cases import Case, case_of, named, rows
-from measuring import CUDA, GIB, Clock, capped, clean, failure, figures, issued, limits, save
+from measuring import CUDA, GIB, Clock, Parser, capped, clean, failure, figures, issued, limits, save
 from models import SHAPES, build, configuration
 
 from tunestation.training import memory, zero
@@ -168,7 +167,8 @@ def _line(row: dict) -> str:
         return f"{start} {why}{'; ' * ('note' in row)}{row.get('note', '')}"
     limit = f"{row['share_of_limit']:.0%} of the limit" if "share_of_limit" in row else ""
     said = row.get("kept") or row.get("note")
-    return f"{start} {row['tokens_per_second']:>8,} tok/s {row.get('peak_gib') or 0:>7} GiB  {limit}  {said}"
+    memory = f"{row['peak_gib']:>7} GiB" if row.get("peak_gib") else " " * 11
+    return f"{start} {row['tokens_per_second']:>8,} tok/s {memory}  {limit}  {said}"
 
 
 class Models:
@@ -204,6 +204,7 @@ def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str
     """Measure the cases one after the other; one that fails says so in its row, and the next one runs. Returns how many were measured."""
     rates, models, measured = limits(), Models(), 0
     print(", ".join(f"{name} {value}" for name, value in rates.items()) or "Rates of this machine: only a GPU's are measured.", flush=True)
+    print("\n".join(f"{name:9} {case_of(name, shape).told}" for name in names), flush=True)
     for name in names:
         case = case_of(name, shape)
         start = {"case": case.name, "stack": "tunestation", "deepspeed": case.deepspeed}
@@ -218,7 +219,7 @@ def run(names: list[str], steps: int, warm: int, profiled: list[str], shape: str
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     cases = "NAME, NAME+zero (under DeepSpeed), NAME+loose; all: those published, both ways"
     parser.add_argument("--cases", type=named, default="D,C,B,A,E", help=cases)
     parser.add_argument("--steps", type=int, default=5)

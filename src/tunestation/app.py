@@ -12,7 +12,8 @@ from tunestation.errors import InputError, ReproductionDiffers
 from tunestation.pipeline import lock as locks
 from tunestation.pipeline import machine
 from tunestation.pipeline.plan import plan
-from tunestation.pipeline.run import Done, alone, run
+from tunestation.pipeline.run import Done, alone, busy, run
+from tunestation.pipeline.stage import Stage
 from tunestation.recipe import loading
 from tunestation.work import Work, open_recipe, pin
 
@@ -46,15 +47,21 @@ def check(name: str, assignments: Sequence[str] = (), resolved: bool = False) ->
 def status(name: str, assignments: Sequence[str] = ()) -> None:
     """Say in words what would run and why; touches nothing."""
     work = open_recipe(name, assignments)
-    print(listing.steps(plan(work.stages, work.shelf)))
+    _tell_steps(work, work.stages)
     for source in work.inputs.pending:
         print(f"{source} is not pinned yet: 'invoke pin {work.recipe.name}' asks the network.")
+
+
+def _tell_steps(work: Work, stages: Sequence[Stage], force: bool = False) -> None:
+    if busy(work.shelf.folder):
+        print("A run of this recipe is going on now; as things stand, another one after it would do this:")
+    print(listing.steps(plan(stages, work.shelf, force)))
 
 
 def pin_recipe(name: str) -> None:
     """Write the commits and digests that the recipe's revisions and addresses stand for today into its lock."""
     work = pin(open_recipe(name), again=True)
-    locks.write(work.lock_path, {"schema_version": 1, "stages": {}} | work.lock | {"resolved": work.pins})
+    locks.write(work.lock_path, {"schema_version": locks.VERSION, "stages": {}} | work.lock | {"resolved": work.pins})
     for source, commit in sorted(work.pins.items()):
         print(f"{source} is {commit}")
     print(f"{work.lock_path}: {len(work.pins)} pinned.")
@@ -76,7 +83,7 @@ def reproduce(
         raise InputError("a lock is that of the recipe as it stands.", "--update-lock", "Write into the recipe what --set says.")
     work = open_recipe(name, assignments, offline)
     if dry_run:
-        print(listing.steps(plan(work.until(until), work.shelf, force)))
+        _tell_steps(work, work.until(until), force)
         return
     if update_lock and until:
         raise InputError("a lock holds the whole recipe.", "--update-lock", "Leave --until out.")
@@ -151,6 +158,11 @@ def verify(name: str) -> None:
     if not records:
         raise InputError(f"there is no result of '{work.recipe.name}' to verify.", remedy=f"Run 'invoke reproduce {name}' first.")
     damage(work, records)
+    if absent := [stage.name for stage in work.stages if stage.name not in records]:
+        print(f"no result yet, so not verified: {', '.join(absent)}")
+    if not work.lock.get("stages"):
+        print(f"\nAll bytes are as they were made. There is no lock to compare with: 'invoke reproduce {name}' writes {work.lock_path}.")
+        return
     comparisons = locks.compare(work.stages, records, work.lock)
     print(closing.comparisons(comparisons, work.lock_path))
     if locks.differs(comparisons):
@@ -210,15 +222,13 @@ def import_xtuner(path: str, model: str, name: str = "", alpha: float | None = N
 def plan_recipe(name: str, card: str = "", gpus: int = 1, price: str = "", assignments: Sequence[str] = ()) -> None:
     """Say what training would need and take on `gpus` of `card` (all known cards if empty), at `price` for a GPU's hour."""
     from tunestation.planning import told
-    from tunestation.training.cards import CARDS
+    from tunestation.training.cards import chosen
 
-    card = card.lower().replace(" ", "")
-    if card and card not in CARDS:
-        raise InputError(f"'{card}' is no card with known rates.", "--gpu", f"Choose from: {', '.join(CARDS)}.")
+    known = [chosen(card).name] if card else []
     if price and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", price):
         raise InputError(f"'{price}' is no price.", "--price", "Give what an hour of one GPU costs, as 0.40.")
     cost = float(price) if price else None
-    print(told(open_recipe(name, assignments, incomplete=True), [card] if card else [], gpus, cost))
+    print(told(open_recipe(name, assignments, incomplete=True), known, gpus, cost))
 
 
 def bench(shape: str, cases: str) -> None:

@@ -48,8 +48,7 @@ def results(work: Work) -> str:
         lines += ["", *_step(records["train"]["observed"])]
         lines += _samples(work.recipe.evaluate.prompts, records["train"]["observed"]["samples"])
     if "merge" in records:
-        name = work.recipe.name
-        lines += ["", f"The model: {work.folder('merge')}", f"Chat with it: invoke chat {name}    or: invoke ask {name} \"...\""]
+        lines += ["", f"The model: {work.folder('merge')}", f"Chat with it: {work.command('chat')}    or: {work.command('ask')} \"...\""]
     return "\n".join(lines)
 
 

@@ -161,6 +161,8 @@ def _compose(words: Sequence[str], more: dict[str, str] | None = None) -> int:
     make_folders(settings)
     files = [word for path in compose_files(environment) for word in ("--file", str(path))]
     environment |= places(settings) | owner() | (more or {})
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        raise TunestationError("Docker Compose does not run on this host.", remedy="Install it (2.24 or newer), or set TUNE_RUNNER=here.")
     return subprocess.run(["docker", "compose", *files, *words], env=environment, check=False).returncode
 
 

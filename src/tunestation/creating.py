@@ -170,7 +170,7 @@ def _known(model: str) -> tuple[str, Model | None]:
 
 def _nearest(model: str) -> str:
     """The catalogue's name that is most like `model`, in a sentence; empty if none is."""
-    names = {repo.partition("/")[2].lower(): repo for repo in models()}
+    names = {"starter": "starter"} | {repo.partition("/")[2].lower(): repo for repo in models()}
     near = get_close_matches(model.rpartition("/")[2].lower(), list(names), 1)
     return f"Did you mean '{names[near[0]]}'? " if near else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+from tunestation.errors import InputError
 from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import Job
 from tunestation.pipeline.process import run_child
@@ -18,6 +19,8 @@ from tunestation.work import Work
 
 def inspect(work: Work, row: int | None, tokens: bool, tokenizer: str | None) -> None:
     """Show a row, or all numbers and a page to browse; prepares the data for a look where that was not done yet."""
+    if tokenizer and not Path(tokenizer).is_dir():
+        raise InputError(f"there is no folder '{tokenizer}'.", "--tokenizer", "Give one that holds a tokenizer's files.")
     stage = next(stage for stage in work.stages if stage.name == "prepare")
     needs = {name: folder for name in ("fetch", "prepare") if (folder := work.folder(name))}
     params = {

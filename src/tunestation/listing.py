@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def recipes(like: str) -> str:
     """A table of all recipes that mention `like`: summary, model, data, last result."""
-    rows = [_row(path) for path in loading.every(settings.load().recipes)]
+    folder = settings.load().recipes
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}.", "TUNE_RECIPES", "Set it to the folder of your recipes, or unset it.")
+    rows = [_row(path) for path in loading.every(folder)]
     wanted = [row for row in rows if like.lower() in " ".join(row).lower()]
     if not wanted:
         return f"No recipe mentions '{like}'."
@@ -85,7 +88,10 @@ def _source(source: object) -> str:
 
 def _last(path: Path) -> str:
     """What the committed lock says of training and of the recipe's questions, or that there is none."""
-    stages = locks.read(locks.path_of(path)).get("stages", {})
+    try:
+        stages = locks.read(locks.path_of(path)).get("stages", {})
+    except InputError:
+        return "the lock is damaged"
     if not stages:
         return "never been run"
     entries = [stages[name] for name in ("evaluate", "train") if name in stages]

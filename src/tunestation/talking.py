@@ -72,8 +72,8 @@ def valid_port(port: int) -> int:
 def _result(work: Work, stage: str) -> Path:
     found = work.folder(stage)
     if found is None:
-        name = work.recipe.name
-        raise InputError(f"'{name}' has no finished model with these settings yet.", remedy=f"Run 'invoke reproduce {name}' first.")
+        what = f"'{work.recipe.name}' has no finished model with these settings yet."
+        raise InputError(what, remedy=f"Run '{work.command('reproduce')}' first.")
     return found
 
 

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from tunestation.errors import Problem, TunestationError
-from tunestation.pipeline.digest import SUMS, file_digest, outputs_digest, read_sums
+from tunestation.pipeline.digest import RECORD, SUMS, file_digest, outputs_digest, read_sums
 from tunestation.pipeline.run import alone
+from tunestation.pipeline.stage import Stage, keys
 from tunestation.work import Work
 
 
 def damage(work: Work, records: dict[str, dict]) -> None:
-    """Read every byte of the results and of the volume files they rely on. Raises TunestationError naming what changed."""
+    """Read every byte of the results and of the volume files they rely on. Raises TunestationError naming what changed or is gone."""
     problems: list[Problem] = []
     with alone(work.shelf.folder):
-        for name, record in records.items():
-            count = _check(work, name, record, problems)
-            print(f"[{name}] {count} files hashed")
+        for stage in work.stages:
+            if stage.name in records:
+                count = _check(work, stage.name, records[stage.name], problems)
+                print(f"[{stage.name}] {count} files hashed")
+            else:
+                problems += _lost(work, stage, records)
     if problems:
         raise TunestationError(problems=problems)
 
 
+def _lost(work: Work, stage: Stage, records: dict[str, dict]) -> list[Problem]:
+    """What is wrong with a result that cannot be read, if it has ever been here."""
+    folder = work.shelf.published(stage.name, keys(work.stages)[stage.name])
+    if folder.is_dir():
+        return [Problem("is missing or damaged.", str(folder / RECORD), _remedy(work))]
+    later = [other.name for other in work.stages if other.name in records and stage.name in other.needs]
+    return [Problem(f"is missing, though {' and '.join(later)} came of it.", str(folder), _remedy(work))] if later else []
+
+
+def _remedy(work: Work) -> str:
+    return f"Make it again: {work.command('reproduce')}"
+
+
 def _check(work: Work, name: str, record: dict, problems: list[Problem]) -> int:
-    folder = work.folder(name)
-    remedy = f"Make it again: invoke reproduce {work.recipe.name}"
+    folder, remedy = work.folder(name), _remedy(work)
     if not (folder / SUMS).is_file():
         problems.append(Problem("is missing.", str(folder / SUMS), remedy))
         return 0

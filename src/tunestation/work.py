@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +38,18 @@ class Work:
     pins: dict[str, str]
     inputs: Inputs
     stages: list[Stage]
-    overridden: bool
-    """Whether `--set` changed the recipe: its results are then no reproduction of the lock."""
+    assignments: tuple[str, ...] = ()
+    """What `--set` changed of the recipe."""
+
+    @property
+    def overridden(self) -> bool:
+        """Whether `--set` changed the recipe: its results are then no reproduction of the lock."""
+        return bool(self.assignments)
+
+    def command(self, task: str) -> str:
+        """What a user types to do `task` with this very recipe."""
+        name = self.recipe.name if self.path.absolute().parent == self.settings.recipes else shlex.quote(str(self.path))
+        return " ".join([f"invoke {task} {name}", *(f"--set {shlex.quote(assignment)}" for assignment in self.assignments)])
 
     @property
     def recipe(self) -> Recipe:
@@ -95,7 +106,7 @@ def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = Fals
     settings = machine_settings.load()
     settings = replace(settings, offline=settings.offline or offline)
     path = loading.find(name, settings.recipes)
-    assignments = list(assignments)
+    assignments = tuple(assignments)
     loaded = loading.load(path, assignments)
     cache = settings.own(settings.cache)
     volumes = Volumes(settings.models, settings.datasets, path.absolute().parent, cache)
@@ -105,16 +116,16 @@ def open_recipe(name: str, assignments: Iterable[str] = (), offline: bool = Fals
         raise unwritable(cache, error) from None
     lock = locks.read(locks.path_of(path))
     pins = _remembered(shelf) | lock.get("resolved", {})
-    work = _with_pins(path, loaded, settings, shelf, lock, pins, bool(assignments))
+    work = _with_pins(path, loaded, settings, shelf, lock, pins, assignments)
     if work.inputs.problems and not incomplete:
         raise InputError(problems=work.inputs.problems)
     return work
 
 
-def _with_pins(path, loaded, settings, shelf, lock, pins, overridden) -> Work:
+def _with_pins(path, loaded, settings, shelf, lock, pins, assignments) -> Work:
     inputs = look(loaded.recipe, loaded.document.where, pins, shelf.volumes, shelf.digests)
     stages = build_stages(loaded.recipe, inputs)
-    return Work(path, loaded, settings, shelf, lock, pins, inputs, stages, overridden)
+    return Work(path, loaded, settings, shelf, lock, pins, inputs, stages, assignments)
 
 
 def _remembered(shelf: Shelf) -> dict[str, str]:
@@ -133,11 +144,12 @@ def pin(work: Work, again: bool = False) -> Work:
         return work
     if work.settings.offline:
         names = ", ".join(pin_name(source) for source in wanted)
-        raise InputError(f"what {names} stands for is not known yet.", remedy=f"Run 'invoke pin {work.recipe.name}' once with a network.")
+        remedy = "Asking wants a network: unset TUNE_OFFLINE." if again else f"Run 'invoke pin {work.recipe.name}' once with a network."
+        raise InputError(f"what {names} stands for is not known yet.", remedy=remedy)
     found = {pin_name(source): _resolved(source, work.shelf.volumes) for source in wanted}
     work.shelf.folder.mkdir(parents=True, exist_ok=True)
     write_json(work.shelf.folder / "pins.json", work.pins | found)
-    return _with_pins(work.path, work.loaded, work.settings, work.shelf, work.lock, work.pins | found, work.overridden)
+    return _with_pins(work.path, work.loaded, work.settings, work.shelf, work.lock, work.pins | found, work.assignments)
 
 
 def _resolved(source: Pinned, volumes: Volumes) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,13 @@ def test_the_real_files_go_through_whole(tmp_path):
     assert facts["tokens"] / (facts["packs"] * 512) > 0.99
     assert facts["held_out_tokens"] > 0
     assert any("NAME" in answer for answer in answers(output / "train", output))
+
+
+@pytest.mark.parametrize(("context", "told"), [({"max_position_embeddings": 8}, True), ({"max_position_embeddings": 64}, False), ({}, False)])
+def test_documents_longer_than_those_that_the_model_was_made_for_are_told(bench, capsys, context, told):
+    rows, model = bench.rows("n.jsonl", numbers(30)), bench.root / "models" / "tiny"
+    shutil.copytree(bench.run(rows)[1] / "tokenizer", model)
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"} | context))
+    capsys.readouterr()
+    bench.run(rows, model="models:tiny")
+    assert ("tokens, and the model was made for 8: lower train.max_tokens" in capsys.readouterr().out) is told

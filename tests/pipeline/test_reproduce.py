@@ -182,6 +182,7 @@ def test_set_until_a_stage_runs_so_far_and_compares_with_no_lock(workspace, tell
     lock = (workspace.recipes / "tiny.lock.json").read_bytes()
     said = tell("reproduce", ("train.epochs=0.2",), until="convert")
     assert "Not compared with the lock: --set changed the recipe." in said
+    assert "Chat with it" not in said
     assert "[convert] run" in said
     assert "merge" not in said
     assert (workspace.recipes / "tiny.lock.json").read_bytes() == lock
@@ -210,6 +211,42 @@ def test_verify_misses_a_list_of_digests_that_is_gone(workspace, tell):
             tell("verify")
     finally:
         sums.write_bytes(kept)
+
+
+@contextmanager
+def away(path):
+    """Without `path` for a while."""
+    aside = path.rename(path.with_name(f"aside-{path.name}"))
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
+def test_verify_misses_a_result_from_which_others_came(workspace, tell):
+    gone = folder(workspace, "merge")
+    with away(gone), pytest.raises(TunestationError) as caught:
+        tell("verify")
+    assert str(caught.value) == f"{gone}: is missing, though evaluate came of it. Make it again: invoke reproduce tiny"
+
+
+@pytest.mark.parametrize("content", [None, b"{bad"])
+def test_verify_misses_a_record_and_says_if_it_is_damaged(workspace, tell, content):
+    path = folder(workspace, "evaluate") / "stage.json"
+    kept = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    try:
+        with pytest.raises(TunestationError, match=r"stage\.json: is missing or damaged\. Make it again: invoke reproduce tiny"):
+            tell("verify")
+    finally:
+        path.write_bytes(kept)
+
+
+def test_verify_names_what_was_never_made_and_a_lock_that_is_not_there(workspace, tell):
+    with away(folder(workspace, "evaluate")), away(workspace.recipes / "tiny.lock.json"):
+        said = tell("verify")
+    assert "no result yet, so not verified: evaluate\n" in said
+    assert "There is no lock to compare with: 'invoke reproduce tiny' writes" in said
 
 
 def test_verify_notices_a_changed_file_of_the_model(workspace, tell):

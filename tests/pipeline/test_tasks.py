@@ -7,6 +7,7 @@ import sys
 import pytest
 from recipes_for_tests import ROW, SMALL, write_rows
 
+from tunestation.pipeline.run import alone
 from tunestation.recipe import loading
 from tunestation.settings import PROJECT
 
@@ -74,6 +75,10 @@ def test_words_that_no_task_knows_or_that_are_missing_are_told_with_exit_code_2(
         (("chat", "small", "--port", "web"), "--port: 'web' is not a whole number.\n"),
         (("plan", "small", "--gpus=two"), "--gpus: 'two' is not a whole number.\n"),
         (("import-xtuner", "iter_1.pth", "--model", "m", "--alpha", "big"), "--alpha: 'big' is not a number.\n"),
+        (
+            ("inspect", "small", "--tokenizer", "nowhere"),
+            "--tokenizer: there is no folder 'nowhere'. Give one that holds a tokenizer's files.\n",
+        ),
         (("inspect", "small", "--row", "-1"), "--row: there is no row -1: rows are counted from 1.\n"),
         (("sync", "small", "--to", "x", "--every", "-5"), "--every: -5 is no number of seconds. Give 1 or more, or 0 for once.\n"),
         (("train", "--help"), "'--help' stands where a recipe belongs. The recipe comes first; 'invoke --help TASK' explains a task.\n"),
@@ -99,6 +104,15 @@ def test_the_status_says_what_would_run_and_why(invoke):
         [stage, "run"] for stage in ("fetch", "prepare", "train", "convert", "merge")
     ]
     assert "never run with these settings" in out
+
+
+def test_the_status_says_that_a_run_is_going_on(invoke):
+    runs = invoke.folder / "home" / "runs" / "small"
+    said = "A run of this recipe is going on now; as things stand, another one after it would do this:\n"
+    with alone(runs):
+        assert invoke("status", "small")[1].startswith(said)
+        assert invoke("reproduce", "small", "--dry-run")[1].startswith(said)
+    assert said not in invoke("status", "small")[1]
 
 
 def test_the_resolved_recipe_is_a_recipe(invoke, tmp_path):
@@ -133,7 +147,8 @@ def test_a_folder_that_takes_no_files_is_told_with_its_name_whatever_the_task(in
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--gpu", "rtx4091"), "--gpu: 'rtx4091' is no card with known rates. Choose from: "),
+        (("--gpu", "rtx4091"), "--gpu: 'rtx4091' is no card with known rates. Did you mean 'rtx4090'? Choose from: "),
+        (("--gpu", "Voodoo 3"), "--gpu: 'Voodoo 3' is no card with known rates. Choose from: "),
         (("--gpu", "h200", "--price", "cheap"), "--price: 'cheap' is no price. Give what an hour of one GPU costs, as 0.40."),
         (("--gpu", "h200", "--price", "-3"), "--price: '-3' is no price."),
         (("--gpu", "h200", "--price", "nan"), "--price: 'nan' is no price."),

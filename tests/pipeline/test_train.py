@@ -46,6 +46,14 @@ def test_adapters_over_a_4_bit_and_a_16_bit_base_learn_and_hold_only_lora_weight
     assert history(trained, "loss")[1] != history(lora, "loss")[1]
 
 
+def test_target_modules_that_the_model_has_not_are_told_with_those_that_it_has(station):
+    with pytest.raises(InputError) as caught:
+        station.make("train", "train.lora.target_modules=[foo, bar]", *QUIET)
+    (problem,) = caught.value.problems
+    assert problem.what == "no layer of this model is called as train.lora.target_modules says (foo, bar)."
+    assert problem.remedy == "Its layers are: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj."
+
+
 def test_full_training_changes_every_weight(station, full):
     assert learned(full) > 2
     after, before = load_file(last_checkpoint(full) / "model.safetensors"), load_file(station.model / "model.safetensors")

@@ -48,3 +48,8 @@ def test_eight_bits_are_twice_as_fast_as_sixteen_and_memory_is_less_than_is_sold
     assert card.rate_8 is None or card.rate_8 == pytest.approx(2 * card.rate, rel=0.02)
     sold = min(size for size in (12, 16, 24, 32, 40, 48, 80, 141) if size >= card.memory)
     assert 0.9 * sold < card.memory < sold
+
+
+@pytest.mark.parametrize("text", ["rtx4090", "RTX 4090", "NVIDIA GeForce RTX 4090", "geforce rtx4090"])
+def test_a_card_may_be_called_as_its_maker_does(text):
+    assert cards.chosen(text).name == "rtx4090"

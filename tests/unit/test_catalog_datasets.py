@@ -133,6 +133,7 @@ REFUSED = [
     ({"model": ""}, "a recipe needs a model and data."),
     ({"data": []}, "a recipe needs a model and data."),
     ({"model": "gpt"}, "there is no model 'gpt'. Name 'starter', one of 'invoke recipes --models'"),
+    ({"model": "starterr"}, "there is no model 'starterr'. Did you mean 'starter'?"),
     ({"model": "internlm2-chat-7bb"}, "there is no model 'internlm2-chat-7bb'. Did you mean 'internlm/internlm2-chat-7b'?"),
     ({"model": "deepseek-ai/deepseek-moe-16b-chat"}, "cannot be trained: DeepSeek-MoE of the first generation is not carried"),
     ({"data": ["missing.csv"]}, "there is no file 'missing.csv' where recipes look for data. Put it into"),

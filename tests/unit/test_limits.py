@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tunestation.errors import InputError
-from tunestation.models.limits import check_length, limit_of
+from tunestation.models.limits import check_length, context_of, limit_of
 from tunestation.models.native.registry import EXPERTS, FAMILIES, NATIVE, family_of, why_not
 
 QWEN = {"model_type": "qwen", "seq_length": 8192}
@@ -53,3 +53,12 @@ def test_each_family_is_told_from_the_others_by_its_configuration():
     assert family_of({"model_type": "chatglm"}) is None and "ChatGLM-6B of the first generation" in why_not({"model_type": "chatglm"})
     assert not {family_of(config) for config in ({"model_type": name} for name in NATIVE)} - {None}
     assert set(EXPERTS) < NATIVE
+
+
+@pytest.mark.parametrize(
+    ("config", "context"), [({"max_position_embeddings": 1024}, 1024), ({"max_position_embeddings": None}, None), ({}, None)]
+)
+def test_a_model_was_made_for_the_length_that_its_configuration_names(tmp_path, config, context):
+    write(tmp_path, "config.json", config)
+    assert context_of(tmp_path) == context
+    assert context_of(tmp_path / "nowhere") is None

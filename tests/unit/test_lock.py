@@ -155,6 +155,9 @@ def test_a_recipe_without_lock_has_an_empty_one_and_a_damaged_one_is_told(tmp_pa
     path.write_text(json.dumps({"stages": {}})[:-1] + "\n<<<<<<< HEAD\n")
     with pytest.raises(InputError, match=r"small.lock.json: this lock is not JSON: .* Take the committed one again"):
         lock.read(path)
+    path.write_text('{"schema_version": 99}')
+    with pytest.raises(InputError, match=r"small.lock.json: this lock has schema_version 99; version 1 is known here. Take the committed"):
+        lock.read(path)
     path.write_text("[]")
     with pytest.raises(InputError, match=r"small.lock.json: this lock is no JSON object. Take the committed one again"):
         lock.read(path)

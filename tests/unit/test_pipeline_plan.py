@@ -87,12 +87,12 @@ def test_a_setting_deep_in_a_list_is_named_with_its_place(line):
 def test_a_damaged_record_is_none(line):
     line.run()
     (line.shelf.published("one", line.plan()[0].key) / "stage.json").write_text('{"stage": "on')
-    assert line.says()[0] == ("run", "never run with these settings")
+    assert line.says()[0] == ("run", "the record of its result is missing or damaged")
 
 
 def test_interrupted_work_is_resumed(line):
     line.shelf.partial("one", line.plan()[0].key).mkdir(parents=True)
-    assert line.says()[0] == ("resume", "was interrupted; goes on where it stopped")
+    assert line.says()[0] == ("resume", "was interrupted; goes on from what is complete")
 
 
 def test_a_stage_that_keeps_no_checkpoints_begins_anew(line):

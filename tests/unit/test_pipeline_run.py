@@ -9,7 +9,7 @@ from line import beginning_anew, stage
 
 from tunestation.errors import InputError, Interrupted, TunestationError
 from tunestation.pipeline.digest import Digests, file_digest
-from tunestation.pipeline.run import alone
+from tunestation.pipeline.run import alone, busy
 
 
 def names(folder: Path) -> list[str]:
@@ -136,6 +136,18 @@ def test_ctrl_c_ends_a_stage_and_says_how_to_go_on(line):
     assert (type(error), error.exit_code) == (Interrupted, 1)
     assert str(error) == "one was stopped. The same command goes on from what is complete."
     assert [name.endswith(".partial") for name in left] == [True]
+
+
+def test_forced_it_would_begin_anew_so_going_on_wants_no_force(line):
+    with pytest.raises(Interrupted, match=r"one was stopped. The same command without --force goes on from what is complete\."):
+        line.run(stage("one", "stop"), forced=("one",))
+
+
+def test_a_run_that_goes_on_can_be_seen_from_outside_and_nothing_is_written_for_it(tmp_path):
+    assert not busy(tmp_path) and names(tmp_path) == []
+    with alone(tmp_path):
+        assert busy(tmp_path)
+    assert not busy(tmp_path)
 
 
 def test_a_failed_run_can_be_repeated_after_the_cause_is_mended(line):

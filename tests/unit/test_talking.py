@@ -54,7 +54,7 @@ def test_what_cannot_be_loaded_is_said_with_the_next_step(work):
     (work.root / "fetch" / "manifest.json").write_text('{"model": null, "data": []}', encoding="utf-8")
     with pytest.raises(InputError, match=r"starts from new weights: there is no untuned model. Leave --base out"):
         weights(work, True, "merged")
-    work.folder = lambda stage: None
+    work.folder, work.command = lambda stage: None, lambda task: f"invoke {task} small"
     with pytest.raises(InputError, match=r"has no finished model with these settings yet. Run 'invoke reproduce"):
         weights(work, False, "merged")
 

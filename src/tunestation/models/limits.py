@@ -26,6 +26,13 @@ def limit_of(folder: Path) -> Limit | None:
         return None
 
 
+def context_of(folder: Path) -> int | None:
+    """Tokens for which the model of `folder` was made, as its configuration says; None where that says nothing."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    found = config.get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def length_problem(limit: Limit | None, max_tokens: int) -> Problem | None:
     """What is wrong with training on texts of up to `max_tokens`; None if nothing is."""
     if limit is None or max_tokens <= limit.tokens:

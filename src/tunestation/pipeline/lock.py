@@ -13,6 +13,8 @@ from tunestation.pipeline.job import ALWAYS, NEVER
 from tunestation.pipeline.machine import python
 from tunestation.pipeline.stage import Stage, differences
 
+VERSION = 1
+"""Of the lock's form."""
 Verdict = Literal["exact", "within tolerance", "differs", "not comparable"]
 RELATIVE_TOLERANCE = 0.05
 """Of a new lock, unless the stage says otherwise; two kinds of device round differently, and a recipe's author may narrow it."""
@@ -41,6 +43,8 @@ def read(path: Path) -> dict:
         raise InputError(f"this lock is not JSON: {error}.", str(path), remedy) from None
     if not isinstance(lock, dict):
         raise InputError("this lock is no JSON object.", str(path), remedy)
+    if lock.get("schema_version", VERSION) != VERSION:
+        raise InputError(f"this lock has schema_version {lock['schema_version']}; version {VERSION} is known here.", str(path), remedy)
     return lock
 
 
@@ -72,7 +76,7 @@ def make(records: Mapping[str, dict], resolved: dict, recipe_digest: str, before
     stages = {name: entry(record, before.get("stages", {}).get(name)) for name, record in records.items()}
     last = list(records.values())[-1]
     return {
-        "schema_version": 1,
+        "schema_version": VERSION,
         "recipe_sha256": recipe_digest,
         "resolved": resolved,
         "stages": stages,

@@ -39,9 +39,10 @@ def decide(stage: Stage, found: dict[str, str], shelf: Shelf, forced: bool = Fal
     if forced:
         return Step(stage, key, "run", "forced")
     if stage.resumes and shelf.partial(stage.name, key).exists():
-        return Step(stage, key, "resume", "was interrupted; goes on where it stopped")
+        return Step(stage, key, "resume", "was interrupted; goes on from what is complete")
     if record is None:
-        return Step(stage, key, "run", _never(stage, shelf))
+        damaged = shelf.published(stage.name, key).is_dir()
+        return Step(stage, key, "run", "the record of its result is missing or damaged" if damaged else _never(stage, shelf))
     if waiting:
         return Step(stage, key, "run", f"waits for {', '.join(waiting)}; skipped if its result is the same")
     reason = _stale(stage, key, record, found, shelf)

@@ -6,13 +6,13 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from tunestation.errors import InputError, TunestationError
+from tunestation.errors import InputError, Interrupted, TunestationError
 from tunestation.pipeline import machine
 from tunestation.pipeline.digest import RECORD, write_sums
 from tunestation.pipeline.files import read_json, write_json
@@ -56,6 +56,21 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def busy(folder: Path) -> bool:
+    """Whether a run of the recipe with this run folder is going on; nothing is written for it."""
+    if not (folder / ".lock").is_file():
+        return False
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except OSError:  # nobody can run it where nobody can write
+        return False
+    lock.release()
+    return False
+
+
 def unwritable(folder: Path, error: OSError) -> TunestationError:
     """The message for a run volume that takes no files."""
     what = f"nothing can be written to {folder} ({error.strerror})."
@@ -94,7 +109,16 @@ def _done(stage: Stage, found: dict[str, str], shelf: Shelf, runtime: dict, work
     if step.action == "skip":
         return Done(step, "skipped", 0.0, shelf.published(stage.name, step.key))
     print(f"\n[{stage.name}] {step.action}: {step.reason}", flush=True)
-    return _run_step(step, found, shelf, runtime, workers, start)
+    try:
+        return _run_step(step, found, shelf, runtime, workers, start)
+    except Interrupted as error:
+        raise _without_force(error) if forced else error from None
+
+
+def _without_force(error: Interrupted) -> Interrupted:
+    """With it the same command would begin anew."""
+    found = ("The same command", "The same command without --force")
+    return Interrupted(problems=[replace(problem, remedy=problem.remedy.replace(*found)) for problem in error.problems])
 
 
 def _sweep(stages: Sequence[Stage], shelf: Shelf) -> None:

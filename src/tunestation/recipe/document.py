@@ -100,8 +100,8 @@ def _parse(path: Path, text: str) -> Any:
         raise _strange(path) from None
 
 
-def _strange(path: Path) -> InputError:
-    return InputError("nests too deeply, or holds a number with thousands of digits.", str(path), "No recipe needs that.")
+def _strange(where: Path | str) -> InputError:
+    return InputError("nests too deeply, or holds a number with thousands of digits.", str(where), "No recipe needs that.")
 
 
 def _explain(path: Path, text: str, line: int, problem: str) -> tuple[str, str, str]:
@@ -113,19 +113,32 @@ def _explain(path: Path, text: str, line: int, problem: str) -> tuple[str, str, 
 
 
 def override(document: Document, assignment: str) -> None:
-    """Put the value of `a.b.0.c=value` into the document; the value is read as YAML."""
+    """Put the value of `a.b.0.c=value`, or `a.b[0].c=value`, into the document; the value is read as YAML."""
     target, equals, text = assignment.partition("=")
     if not equals or not target:
         raise InputError(f"'{assignment}' is not key=value.", "--set", "Write for example --set train.epochs=1.")
-    keys = tuple(int(part) if part.isdecimal() else part for part in target.strip().split("."))
+    places = re.sub(r"\[(\d+)\]", r".\1", target.strip()).split(".")  # as messages write them, or with dots alone
+    keys = tuple(int(part) if part.isdecimal() else part for part in places)
+    value = _value(target, text)
     node: Any = document.tree
     for key in keys[:-1]:
         node = _descend(node, key, assignment)
     try:
-        node[keys[-1]] = YAML(typ="rt").load(io.StringIO(text)) if text.strip() else ""
-    except (IndexError, TypeError, ValueError, RecursionError, YAMLError):
+        node[keys[-1]] = value
+    except (IndexError, TypeError, ValueError):
         raise InputError(f"'{target}' cannot be set to '{text}'.", "--set", "Name a field of the recipe.") from None
     document.overrides[keys] = assignment
+
+
+def _value(target: str, text: str) -> Any:
+    """What stands behind the equals sign, as YAML."""
+    try:
+        return YAML(typ="rt").load(io.StringIO(text)) if text.strip() else ""
+    except YAMLError:
+        what = f"the value of {target} is not YAML: '{text}'."
+        raise InputError(what, "--set", "See to its quotes and brackets, or put the whole of it in quotes.") from None
+    except (RecursionError, ValueError):
+        raise _strange(f"--set {target}") from None
 
 
 def _descend(node: Any, key: Key, assignment: str) -> Any:

@@ -35,9 +35,10 @@ def _without_echoes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
 
     def echo(details: ErrorDetails) -> bool:
         own = details["loc"]
-        place = own[:-1] if details["type"] == "literal_error" else own
+        other = details["type"] == "literal_error" and str(own[-1]).startswith("literal[")  # one of several types that would do
+        place = own[:-1] if other else own
         below = any(loc[: len(place)] == place and len(loc) > len(own) for loc in locations)
-        return details["type"] in ("too_short", "literal_error") and below
+        return (other or details["type"] == "too_short") and below
 
     return [details for details in errors if not echo(details)]
 

@@ -12,7 +12,7 @@ class Base(Part):
 
     type: Literal["nf4", "fp8", "bf16"] = "nf4"
     """nf4: 4-bit NormalFloat (QLoRA, arXiv 2305.14314); fp8: 8-bit floats with a scale for each row, nearer to the model than nf4 and
-    faster, in twice its memory and more, on GPUs of compute capability 8.9 and up; bf16: as they are."""
+    faster, in four times its memory, on GPUs of compute capability 8.9 and up; bf16: as they are."""
     double_quant: bool = True
     """Quantise the block scales as well: 4.13 instead of 4.5 bits a weight. Has an effect with `type: nf4`."""
 

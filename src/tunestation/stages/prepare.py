@@ -22,7 +22,7 @@ from tunestation.data.spool import Spool
 from tunestation.data.tokenizers import load_tokenizer, pad, set_template, train_tokenizer
 from tunestation.errors import InputError, TunestationError
 from tunestation.fetching.manifest import data_of, model_of
-from tunestation.models.limits import check_length
+from tunestation.models.limits import check_length, context_of
 from tunestation.pipeline.files import write_json
 from tunestation.pipeline.job import Job, Result
 from tunestation.pipeline.volumes import Volumes
@@ -80,7 +80,8 @@ def run(params: dict, job: Job) -> Result:
     (job.output / "documents").unlink()
     probes = _write_tokenizer(tokenizer, job.output)
     facts = _facts(ledger, corpus) | sizes | {"vocabulary": len(tokenizer), "probe": {name: one["sha256"] for name, one in probes.items()}}
-    warnings = [*_losses(ledger, facts, settings), *_surprises(tokenizer, probes)]
+    context = context_of(job.volumes.path(manifest.model_ref)) if manifest.model_ref else None
+    warnings = [*_losses(ledger, facts, settings), *_surprises(tokenizer, probes), *_beyond(context, facts, settings)]
     _tell(facts, settings, warnings)
     return Result(facts=facts, observed={"warnings": warnings})
 
@@ -204,6 +205,13 @@ def _surprises(tokenizer: PreTrainedTokenizerBase, probes: dict[str, dict]) -> I
         yield "the chat template writes today's date into every prompt: another day gives other token ids"
     if not all(found["same_as_chat_template"] for found in probes.values()):
         yield "other programs will tokenise this model's chats a little differently from training (probe.json): use its own page and API"
+
+
+def _beyond(context: int | None, facts: dict, settings: Params) -> Iterator[str]:
+    """Documents that are longer than those for which the model was made; packs are not, as each document begins at its own position 0."""
+    longest = min(facts["longest"], settings.max_tokens)
+    if context and longest > context:
+        yield f"documents of up to {longest:,} tokens, and the model was made for {context:,}: lower train.max_tokens"
 
 
 def _tell(facts: dict, settings: Params, warnings: Sequence[str]) -> None:

@@ -18,10 +18,10 @@ from tunestation.fetching.manifest import model_of
 from tunestation.pipeline.job import ALWAYS, NEVER, Job, Result
 from tunestation.pipeline.process import STOP
 from tunestation.settings import nodes_training, world_size
-from tunestation.training import checkpoints, foresight, given, zero
+from tunestation.training import checkpoints, foresight, given, outcome, zero
 from tunestation.training import model as models
 from tunestation.training.batches import Collate, Visits, lay, load_rows
-from tunestation.training.callbacks import ClipsWithoutWaiting, FreshOptimizer, Samples, StopOnRequest, Watch, memory_gb
+from tunestation.training.callbacks import ClipsWithoutWaiting, FreshOptimizer, Samples, StopOnRequest, Watch
 from tunestation.training.fast.adapters import joined
 from tunestation.training.fast.float8 import quantise_base
 from tunestation.training.fast.model import Fast, obstacle
@@ -267,32 +267,8 @@ def _train(trainer: RecipeTrainer, job: Job, order: Order, setup: Setup, longest
     if not checkpoints.complete(folder):
         raise TunestationError("training ended without a checkpoint.")
     trainer.prune()  # it may have been killed between its last checkpoint and the end
-    return _result(trainer, watch, samples, order)
+    return outcome.result(trainer, watch, samples, order)
 
 
 def _callback(trainer: RecipeTrainer, kind: type) -> object:
     return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
-
-
-def _result(trainer: RecipeTrainer, watch: Watch, samples: Samples, order: Order) -> Result:
-    losses = _history(trainer, "loss")
-    held_out = _history(trainer, "eval_loss")
-    last = list(losses.values())[-10:]
-    metrics = {"loss": round(sum(last) / len(last), 6)}
-    return Result(
-        facts={"steps": order.steps, "trained_tokens": sum(watch.tokens), "visits_left_out": order.left_out},
-        metrics=metrics | ({"held_out_loss": held_out[order.steps]} if held_out else {}),
-        observed={
-            "losses": losses,
-            "held_out_losses": held_out,
-            "samples": samples.taken(),
-            "tokens_per_second": round(watch.speed(order.steps), 1),
-            "peak_memory_gb": round(memory_gb(), 3),
-            "world_size": world_size(),
-        },
-    )
-
-
-def _history(trainer: RecipeTrainer, name: str) -> dict[int, float]:
-    """Step -> value of a logged number, resumed steps included."""
-    return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
+
+from tunestation.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ CARDS = {
         Card("h200", 139.8, 989, 1979, 4800, 50, 450),
     )
 }
+
+
+def chosen(text: str) -> Card:
+    """The card that somebody calls `text`: a name of `CARDS`, or the product's with or without its maker. Raises InputError for others."""
+    name = re.sub(r"nvidia|geforce|\s", "", text.lower())
+    if name in CARDS:
+        return CARDS[name]
+    near = get_close_matches(name, list(CARDS), 1)
+    remedy = f"Did you mean '{near[0]}'? " if near else ""
+    raise InputError(f"'{text}' is no card with known rates.", "--gpu", f"{remedy}Choose from: {', '.join(CARDS)}.")
 
 
 def named(device: str, gib: float) -> Card | None:

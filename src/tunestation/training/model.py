@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -96,9 +97,26 @@ def add_adapters(model: PreTrainedModel, lora: dict, base: str) -> torch.nn.Modu
         bias="none",
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:  # peft's own class for this is younger than some of its versions
+        if "arget modules" not in str(error):
+            raise
+        raise InputError(f"no layer of this model is called as train.lora.target_modules says ({_shown(targets)}).",
+                         remedy=f"Its layers are: {', '.join(_names(model))}.") from None
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
+
+
+def _shown(targets: str | Sequence[str]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
+
+
+def _names(model: PreTrainedModel) -> list[str]:
+    """What the linear layers of `model` but its head are called, each once."""
+    head = model.get_output_embeddings()
+    layers = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head)
+    return sorted({name.rpartition(".")[2] for name in layers})
 
 
 def go_on_from(model: PreTrainedModel, adapter: Path, dropout: float, base: str) -> torch.nn.Module:
