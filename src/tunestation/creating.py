@@ -13,6 +13,8 @@ from tunestation.catalog.models import Model, find, models
 from tunestation.data.readers import READERS
 from tunestation.data.readers.text import plain_suffix
 from tunestation.errors import InputError
+from tunestation.models.experts import quantise_problem
+from tunestation.models.native.registry import EXPERTS
 from tunestation.recipe import loading
 from tunestation.recipe.base import Part, stays_inside
 
@@ -43,6 +45,7 @@ def new(name: str, model: str, data: Sequence[str], method: str) -> Path:
     if path.exists():
         raise InputError("this recipe exists already.", str(path), "Choose another name, or edit it.")
     sources = [_source(each) for each in data]
+    _refuse_method(model, method)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_recipe(name, model, sources, method), encoding="utf-8")
     try:
@@ -155,6 +158,13 @@ def _model(model: str) -> list[Line]:
         raise InputError(f"there is no model '{model}'.", "--model", f"{_nearest(model)}{OTHER_MODELS}")
     hub = ", hub: modelscope" if known and repo == known.modelscope and repo not in models() else ""
     return [("model:", ""), (f"  source: {{kind: hub, repo: {repo}{hub}, revision: main}}", "'invoke pin' writes the commit into the lock")]
+
+
+def _refuse_method(model: str, method: str) -> None:
+    known = None if model == "starter" or _is_folder(model) else _known(model)[1]
+    if method == "qlora" and known and known.shape.family in EXPERTS:
+        problem = quantise_problem()
+        raise InputError(f"the method {problem.what}", "--method", "Choose lora.")
 
 
 def _is_folder(model: str) -> bool:

@@ -96,7 +96,8 @@ def _prompts(prompt: str) -> list[str]:
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompts cannot be read: {error}", str(path), "Give a UTF-8 file with one prompt a line.") from None
+        why = error.strerror if isinstance(error, OSError) else f"byte {error.start} is no UTF-8"
+        raise InputError(f"the prompts cannot be read: {why}.", str(path), "Give a UTF-8 file with one prompt a line.") from None
     if not lines:
         raise InputError("holds no prompts.", str(path), "Give a UTF-8 file with one prompt a line.")
     return lines
@@ -117,7 +118,7 @@ def _talk(work: Work, found: Weights, job: dict) -> None:
         raise KeyboardInterrupt  # its answers are not whole
     if code and not stopped:
         # the child has said on the terminal what was wrong
-        raise (InputError if code == 2 else TunestationError)("chat ended with an error (see above).")
+        raise (InputError if code == 2 else TunestationError)(f"{job['action']} ended with an error (see above).")
 
 
 def _run(command: list[str], environment: dict[str, str], interrupts: bool) -> tuple[int, bool]:

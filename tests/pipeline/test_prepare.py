@@ -258,7 +258,9 @@ def test_the_real_files_go_through_whole(tmp_path):
     assert any("NAME" in answer for answer in answers(output / "train", output))
 
 
-@pytest.mark.parametrize(("context", "told"), [({"max_position_embeddings": 8}, True), ({"max_position_embeddings": 64}, False), ({}, False)])
+@pytest.mark.parametrize(
+    ("context", "told"), [({"max_position_embeddings": 8}, True), ({"max_position_embeddings": 64}, False), ({}, False)]
+)
 def test_documents_longer_than_those_that_the_model_was_made_for_are_told(bench, capsys, context, told):
     rows, model = bench.rows("n.jsonl", numbers(30)), bench.root / "models" / "tiny"
     shutil.copytree(bench.run(rows)[1] / "tokenizer", model)

@@ -136,6 +136,7 @@ REFUSED = [
     ({"model": "starterr"}, "there is no model 'starterr'. Did you mean 'starter'?"),
     ({"model": "internlm2-chat-7bb"}, "there is no model 'internlm2-chat-7bb'. Did you mean 'internlm/internlm2-chat-7b'?"),
     ({"model": "deepseek-ai/deepseek-moe-16b-chat"}, "cannot be trained: DeepSeek-MoE of the first generation is not carried"),
+    ({"model": "mistralai/Mixtral-8x7B-v0.1"}, "--method: the method is 'qlora', but the model is a mixture of experts: most of its"),
     ({"data": ["missing.csv"]}, "there is no file 'missing.csv' where recipes look for data. Put it into"),
     ({"data": ["alpacca"]}, "there is no data set 'alpacca' in the catalogue. Did you mean 'alpaca'?"),
     ({"data": ["ultrafeedback"]}, "'ultrafeedback' holds preference pairs; training on pairs comes later."),

@@ -6,6 +6,8 @@ from recipes_for_tests import SMALL
 from tunestation import listing
 from tunestation.errors import InputError
 from tunestation.recipe import loading
+from tunestation.recipe.problems import PATTERNS
+from tunestation.recipe.schema import Recipe
 from tunestation.settings import PROJECT
 
 
@@ -75,7 +77,7 @@ def test_an_unknown_key_is_named_at_every_level_with_the_nearest_valid_one(bench
         (
             "evaluate:",
             "export: {shard_size: 2G}\nevaluate:",
-            "small.yaml:14: export.shard_size must be a text like ^\\d+(\\.\\d+)?(MB|GB)$, not '2G'.",
+            "small.yaml:14: export.shard_size must be a size as 2GB or 500MB, not '2G'.",
         ),
         ("epochs: 1", "epochs: 1e9", "small.yaml:12: train.epochs must be less than or equal to 1000, not 1000000000.0."),
         ("schema_version: 1", "schema_version: 2", "small.yaml:1: schema_version must be 1, not 2."),
@@ -268,3 +270,17 @@ def test_a_folder_of_recipes_that_is_not_there_is_told(bench, monkeypatch):
     monkeypatch.setenv("TUNE_RECIPES", str(bench.folder / "none"))
     with pytest.raises(InputError, match=r"TUNE_RECIPES: there is no folder .*none\. Set it to the folder of your recipes, or unset it\."):
         listing.recipes("")
+
+
+def patterns(node):
+    """All that a JSON schema asks of texts and of names of fields."""
+    if isinstance(node, list):
+        return set().union(*map(patterns, node))
+    if not isinstance(node, dict):
+        return set()
+    own = {node["pattern"]} if isinstance(node.get("pattern"), str) else set()
+    return own.union(node.get("patternProperties", {}), *map(patterns, node.values()))
+
+
+def test_no_pattern_of_the_schema_is_shown_to_people():
+    assert patterns(Recipe.model_json_schema()) == set(PATTERNS)

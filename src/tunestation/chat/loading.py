@@ -40,7 +40,7 @@ def load(weights: Weights) -> Loaded:
     """
     folder = Path(weights.model)
     if not (folder / "config.json").is_file():
-        raise InputError("There is no model here: config.json is missing.", str(folder), "Run the recipe first: invoke reproduce <recipe>.")
+        raise InputError("There is no model here: config.json is missing.", str(folder), "Make it again with 'invoke reproduce'.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(weights.tokenizer or folder, local_files_only=True)
         if weights.probe:

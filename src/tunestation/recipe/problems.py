@@ -108,6 +108,17 @@ WORDS = {
 """pydantic's words -> words for people who write YAML."""
 
 
+PATTERNS = {
+    r"^[a-z0-9][a-z0-9._-]*$": "a name of small letters, digits, '.', '_' and '-'",
+    r"^\w+$": "a name of letters, digits and '_'",
+    r"^\d+(\.\d+)?(MB|GB)$": "a size as 2GB or 500MB",
+    r"^[A-Za-z0-9][\w.-]*/[\w.-]+$": "a repository as owner/name",
+    r"^[0-9a-f]{64}$": "a SHA-256 of 64 digits from 0 to f",
+    r"^https?://": "an address that begins with https:// or http://",
+}
+"""Patterns of the schema -> what they stand for."""
+
+
 def _sentence(alternatives: list[ErrorDetails]) -> str:
     details = alternatives[0]
     if details["type"] == "value_error":
@@ -119,7 +130,7 @@ def _sentence(alternatives: list[ErrorDetails]) -> str:
 def _wanted(details: ErrorDetails) -> str:
     limits = details.get("ctx", {})
     if details["type"] == "string_pattern_mismatch":
-        return f"a text like {limits['pattern']}"
+        return PATTERNS.get(limits["pattern"], f"a text like {limits['pattern']}")
     if details["type"] == "string_too_short":
         return "a text that is not empty"
     if details["type"] == "too_short":

@@ -58,4 +58,5 @@ def read_rows(path: Path, name: str, problems: Problems, options: ReadOptions | 
 def unknown_kind(name: str) -> Problem:
     """The problem of a file whose suffix no reader goes by."""
     remedy = f"Use one of: {', '.join(READERS)}; each may be compressed ({', '.join(COMPRESSIONS)})."
-    return Problem(f"files of kind '{plain_suffix(PurePath(name))}' cannot be read.", name, remedy)
+    suffix = plain_suffix(PurePath(name))
+    return Problem(f"files of kind '{suffix}' cannot be read." if suffix else "the name has no ending that tells its kind.", name, remedy)
