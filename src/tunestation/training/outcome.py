@@ -23,6 +23,9 @@ RISE = 1.25
 def result(trainer: Trainer, watch: Watch, samples: Samples, order: Order) -> Result:
     """Facts, metrics and observations of a training that has ended."""
     losses, held_out = _history(trainer, "loss"), _history(trainer, "eval_loss")
+    warned = warnings(list(losses.values()))
+    for text in warned:
+        print(f"  warning: {text}", flush=True)
     metrics = {"loss": round(_mean(list(losses.values())[-LAST:]), 6)}
     return Result(
         facts={"steps": order.steps, "trained_tokens": sum(watch.tokens), "visits_left_out": order.left_out},
@@ -34,7 +37,7 @@ def result(trainer: Trainer, watch: Watch, samples: Samples, order: Order) -> Re
             "tokens_per_second": round(watch.speed(order.steps), 1),
             "peak_memory_gb": round(memory_gb(), 3),
             "world_size": world_size(),
-            "warnings": warnings(list(losses.values())),
+            "warnings": warned,
         },
     )
 
