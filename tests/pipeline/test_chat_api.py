@@ -136,6 +136,13 @@ def test_what_is_no_such_number_is_refused_by_name(served, name, value):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
+def test_a_body_that_is_no_json_is_told(served):
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content="{bad", headers={"content-type": "application/json"}, **UNHURRIED)
+    found = answer.json()["error"]
+    assert (answer.status_code, found["param"]) == (400, None)
+    assert found["message"].startswith("The body is not JSON: ")
+
+
 @pytest.mark.parametrize("name", ["content", "stop"])
 def test_half_a_character_is_refused_by_name(served, name):
     body = {"model": "tiny", "messages": ask("Hi \ud83d" if name == "content" else "Hi"), "stop": "\ude00" if name == "stop" else None}

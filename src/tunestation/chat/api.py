@@ -143,6 +143,8 @@ def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = max(error.errors(), key=lambda one: len(one["loc"]))  # of the kinds that a value may have, the one it came closest to
+        if first["type"] == "json_invalid":
+            return JSONResponse(openai.error(f"The body is not JSON: {first['ctx']['error']}."), 400)
         param = ".".join(str(part) for part in first["loc"][1:] if "[" not in str(part))
         what = "is not served here" if first["type"] == "extra_forbidden" else first["msg"]
         return JSONResponse(openai.error(f"{param or 'The body'}: {what}.", param=param or None), 400)
