@@ -23,6 +23,8 @@ with open({log!r}, "a") as file:
 if sys.argv[1:3] == ["image", "inspect"]:
     answer = {inspected!r}
     print(answer) if answer else sys.exit(1)
+if sys.argv[1:3] == ["compose", "version"]:
+    sys.exit({compose})
 if sys.argv[1] == "info":
     print({security!r})
 sys.exit({code} if sys.argv[1] in ("compose", "build") else 0)
@@ -38,10 +40,10 @@ def docker(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNE_HOME", str(tmp_path / "home"))
     log = tmp_path / "log"
 
-    def install(inspected=LOCK, security="[]", code=0):
+    def install(inspected=LOCK, security="[]", code=0, compose=0):
         tool = tmp_path / "bin" / "docker"
         tool.parent.mkdir(exist_ok=True)
-        script = DOCKER.format(python=sys.executable, log=str(log), inspected=inspected, security=security, code=code)
+        script = DOCKER.format(python=sys.executable, log=str(log), inspected=inspected, security=security, code=code, compose=compose)
         tool.write_text(script, encoding="utf-8")
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
@@ -67,6 +69,13 @@ def test_what_needs_the_image_says_how_to_make_it(docker):
     docker(inspected="")
     for call in (container.shell, lambda: container.up("quickstart", 7860)):
         with pytest.raises(InputError, match=r"there is no image tunestation:runtime on this host. Run 'invoke build' first"):
+            call()
+
+
+def test_a_host_without_compose_is_told_what_to_install(docker):
+    docker(compose=125)
+    for call in (container.down, container.shell, lambda: container.up("quickstart", 7860)):
+        with pytest.raises(TunestationError, match=r"Docker Compose does not run on this host\. Install it \(2\.24 or newer\)"):
             call()
 
 
