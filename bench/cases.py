@@ -40,7 +40,6 @@ class Case:
     more: int = 1
     """Times as many steps, before and among those that are measured: where they are short, ways of products take turns for longer."""
 
-
     @property
     def told(self) -> str:
         """The case in words."""

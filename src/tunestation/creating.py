@@ -161,7 +161,7 @@ def _model(model: str) -> list[Line]:
 
 
 def _refuse_method(model: str, method: str) -> None:
-    known = None if model == "starter" or _is_folder(model) else _known(model)[1]
+    known = _catalogued(model)
     if method == "qlora" and known and known.shape.family in EXPERTS:
         problem = quantise_problem()
         raise InputError(f"the method {problem.what}", "--method", "Choose lora.")
@@ -178,6 +178,11 @@ def _known(model: str) -> tuple[str, Model | None]:
     return repo, find(repo)
 
 
+def _catalogued(model: str) -> Model | None:
+    """What the catalogue knows of `model`; None of the starter and of folders."""
+    return None if model == "starter" or _is_folder(model) else _known(model)[1]
+
+
 def _nearest(model: str) -> str:
     """The catalogue's name that is most like `model`, in a sentence; empty if none is."""
     names = {"starter": "starter"} | {repo.partition("/")[2].lower(): repo for repo in models()}
@@ -189,7 +194,7 @@ def _template(model: str, objective: str) -> str:
     """As the catalogue says; a base model has no format for conversations of its own."""
     if model == "starter":
         return "chatml"
-    known = None if _is_folder(model) else _known(model)[1]
+    known = _catalogued(model)
     if not known or objective == "pretrain":
         return "auto"
     return known.template or "chatml"

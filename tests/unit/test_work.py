@@ -6,7 +6,7 @@ from tunestation.errors import InputError
 from tunestation.work import pin
 
 
-def test_a_command_that_is_advised_is_about_this_very_recipe(bench, tmp_path):
+def test_a_command_that_is_advised_is_about_this_very_recipe(bench):
     assert bench.open().command("chat") == "invoke chat small"
     changed = bench.open(sets=("train.epochs=2", "summary=Ada's assistant"))
     assert changed.overridden

@@ -18,7 +18,7 @@ def limit_of(folder: Path) -> Limit | None:
     if (folder / RECORD).is_file():
         limit = read_json(folder / RECORD)["limit"]
         return Limit(**limit) if limit else None
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = _config(folder)
     family = family_of(config)
     try:
         return family.limit(config) if family else None
@@ -28,9 +28,12 @@ def limit_of(folder: Path) -> Limit | None:
 
 def context_of(folder: Path) -> int | None:
     """Tokens for which the model of `folder` was made, as its configuration says; None where that says nothing."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    found = config.get("max_position_embeddings")
+    found = _config(folder).get("max_position_embeddings")
     return found if isinstance(found, int) and found > 0 else None
+
+
+def _config(folder: Path) -> dict:
+    return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
 def length_problem(limit: Limit | None, max_tokens: int) -> Problem | None:

@@ -60,15 +60,13 @@ def busy(folder: Path) -> bool:
     """Whether a run of the recipe with this run folder is going on; nothing is written for it."""
     if not (folder / ".lock").is_file():
         return False
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
+        with FileLock(folder / ".lock", timeout=0):
+            return False
     except Timeout:
         return True
     except OSError:  # nobody can run it where nobody can write
         return False
-    lock.release()
-    return False
 
 
 def unwritable(folder: Path, error: OSError) -> TunestationError:

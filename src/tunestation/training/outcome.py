@@ -23,10 +23,11 @@ RISE = 1.25
 def result(trainer: Trainer, watch: Watch, samples: Samples, order: Order) -> Result:
     """Facts, metrics and observations of a training that has ended."""
     losses, held_out = _history(trainer, "loss"), _history(trainer, "eval_loss")
-    warned = warnings(list(losses.values()))
+    values = list(losses.values())
+    warned = warnings(values)
     for text in warned:
         print(f"  warning: {text}", flush=True)
-    metrics = {"loss": round(_mean(list(losses.values())[-LAST:]), 6)}
+    metrics = {"loss": round(_mean(values[-LAST:]), 6)}
     return Result(
         facts={"steps": order.steps, "trained_tokens": sum(watch.tokens), "visits_left_out": order.left_out},
         metrics=metrics | ({"held_out_loss": held_out[order.steps]} if held_out else {}),
